@@ -1,0 +1,205 @@
+"""Where things lie: the workspace folder, dataset roots, defaults, and what was used last.
+
+A `compal.toml`, found upward from the current folder, may say
+
+    workspace = "features"            # relative to this file; default compal-work
+    [roots]                           # where datasets lie
+    coco = "/data/coco"
+    [defaults]
+    backbone = "siglip2"
+    data = "coco"
+
+Without one the workspace is $COMPAL_HOME, else ./compal-work. Nothing is created before something is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from .config import from_dict, read_toml
+from .errors import CompalError, InputError
+from .registry import split_argument
+
+CONFIG_FILE = "compal.toml"
+DEFAULT_FOLDER = "compal-work"
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The [defaults] table; "" where nothing is said."""
+
+    backbone: str = ""
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a compal.toml may hold."""
+
+    workspace: str = ""
+    roots: dict[str, str] = field(default_factory=dict)
+    defaults: Defaults = field(default_factory=Defaults)
+
+
+class HasFolder(Protocol):
+    """A `FeatureSpec`, seen from a leaf that may not import stores."""
+
+    @property
+    def folder(self) -> str:
+        """The name of the store's folder."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A workspace folder and the settings that led to it. Build it with `Workspace.find`."""
+
+    path: Path
+    settings: Settings = field(default_factory=Settings)
+    settings_file: Path | None = None
+
+    @classmethod
+    def find(cls, start: Path | None = None) -> Workspace:
+        """The workspace of `start` (the current folder). Raises `UnknownName` for an unknown key in
+        compal.toml, `UsageError` for a value of the wrong type, `InputError` if the file is not TOML."""
+        start = (start or Path.cwd()).resolve()
+        for folder in (start, *start.parents):
+            file = folder / CONFIG_FILE
+            if file.is_file():
+                settings = _settings(file)
+                inside = Path(settings.workspace or DEFAULT_FOLDER).expanduser()
+                return cls(folder / inside, settings, file)
+        home = os.environ.get("COMPAL_HOME")
+        return cls(Path(home).expanduser().resolve() if home else start / DEFAULT_FOLDER)
+
+    @property
+    def stores(self) -> Path:
+        """The folder of feature stores."""
+        return self.path / "stores"
+
+    @property
+    def runs(self) -> Path:
+        """The folder of fitted heads."""
+        return self.path / "runs"
+
+    @property
+    def pairs(self) -> Path:
+        """The folder of pairs tables, one folder per dataset."""
+        return self.path / "pairs"
+
+    def find_store(self, spec: HasFolder) -> Path:
+        """The folder of the store of `spec`, whether or not it exists."""
+        return self.stores / spec.folder
+
+    def list_stores(self) -> list[Path]:
+        """The folders of all stores, sorted by name."""
+        return sorted(file.parent for file in self.stores.glob("*/spec.json"))
+
+    def list_runs(self) -> list[Path]:
+        """The folders of all runs, sorted by name."""
+        if not self.runs.is_dir():
+            return []
+        return sorted(path for path in self.runs.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+    def root_for(self, name: str) -> Path | None:
+        """The root that compal.toml gives the dataset `name`; a relative one starts at that file's folder."""
+        text = self.settings.roots.get(name) or self.settings.roots.get(name.replace("_", "-"))
+        if not text:
+            return None
+        folder = self.settings_file.parent if self.settings_file else Path.cwd()
+        return folder / Path(text).expanduser()
+
+    def dataset(self, data: str) -> tuple[str, Path | None]:
+        """`NAME[:ROOT]` → (name, root); without ROOT the root is compal.toml's, or None."""
+        name, argument = split_argument(data)
+        return name, Path(argument).expanduser() if argument else self.root_for(name)
+
+    def pairs_path(self, data: str, split: str) -> Path:
+        """The pairs table of one split of `NAME[:ROOT]`. Two roots of one dataset never share a table: the
+        folder's name ends in 8 digits of sha256(absolute root)."""
+        name, root = self.dataset(data)
+        slug = _slug(name.replace("_", "-"))
+        if root is not None:
+            slug += "-" + hashlib.sha256(os.path.abspath(root).encode()).hexdigest()[:8]
+        return self.pairs / slug / f"{_slug(split)}.parquet"
+
+    @property
+    def state_file(self) -> Path:
+        """Where the names used last are remembered."""
+        return self.path / "state.json"
+
+    @property
+    def state(self) -> Defaults:
+        """The backbone and the data used last, "" where none. Raises `InputError` if the file is damaged."""
+        try:
+            return from_dict(Defaults, json.loads(self.state_file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return Defaults()
+        except (OSError, ValueError, TypeError, AttributeError, CompalError) as error:
+            cure = "Delete it; it only remembers the names used last."
+            raise InputError(f"cannot use {self.state_file}: {error}", cure) from None
+
+    def remember(self, backbone: str = "", data: str = "") -> None:
+        """Keep the names just used; "" leaves the former one. Raises `InputError` if the workspace cannot be
+        written."""
+        try:
+            former = self.state
+        except InputError:
+            former = Defaults()
+        latest = Defaults(backbone or former.backbone, data or former.data)
+        if latest != former:
+            _write_atomically(self.state_file, json.dumps(asdict(latest), indent=1) + "\n")
+
+    def choose(self, what: Literal["backbone", "data"], given: str = "", fallback: str = "") -> tuple[str, str]:
+        """The name to use and where it comes from, for the command to print: `given` on the command line,
+        else compal.toml's, else the one used last, else `fallback`."""
+        if given:
+            return given, "given"
+        if written := getattr(self.settings.defaults, what):
+            return written, str(self.settings_file)
+        if remembered := getattr(self.state, what):
+            return remembered, "used last"
+        return fallback, "default"
+
+
+def _settings(file: Path) -> Settings:
+    """Read and check a compal.toml; every message starts with the file."""
+    data = read_toml(file)
+    try:
+        return from_dict(Settings, data)
+    except CompalError as error:
+        raise type(error)(f"{file}: {error.what}", error.cure) from None
+
+
+def _slug(text: str) -> str:
+    """A file name for `text`: itself where that is safe, else its safe characters and a hash."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        return text
+    safe = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
+    return f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("-")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write beside, sync, rename: a reader sees the old file or the new one."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        cure = "Choose a writable workspace in compal.toml or $COMPAL_HOME."
+        raise InputError(f"cannot write {path}: {error.strerror or error}", cure) from None
