@@ -1,0 +1,58 @@
+"""Tables of pairs: which image and caption belong together, by key."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+
+from ..errors import InputError, VerificationError
+from .files import disk_errors, sync
+from .items import Pair
+from .tables import read_table, write_table
+
+AGAIN = "Write it again: compal extract"
+SCHEMA = pa.schema(
+    [
+        ("image", pa.string()),
+        ("caption", pa.string()),
+        ("negatives", pa.list_(pa.string())),
+        ("group", pa.string()),
+        ("category", pa.string()),
+    ]
+)
+
+
+def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
+    """Write a Parquet table of pairs atomically and return the number of rows. Raises `InputError` if the
+    disk is full or read-only; the previous table then stays."""
+    rows = list(pairs)
+    columns = {name: [getattr(pair, name) for pair in rows] for name in SCHEMA.names}
+    columns["negatives"] = [list(pair.negatives) for pair in rows]
+    path = Path(path)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}")
+    with disk_errors(f"the pairs {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_table(staged, pa.table(columns, schema=SCHEMA))
+            sync(staged)
+            os.replace(staged, path)
+        finally:
+            staged.unlink(missing_ok=True)
+        sync(path.parent)
+    return len(rows)
+
+
+def read_pairs(path: Path) -> pa.Table:
+    """The table (image, caption, negatives, group, category). Raises `InputError` if there is none,
+    `VerificationError` if it is damaged."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no pairs {path}", "Write them: compal extract --data NAME")
+    table = read_table(path, cure=AGAIN)
+    if table.schema.names != SCHEMA.names:
+        raise VerificationError(f"{path} has the columns {', '.join(table.schema.names)}", AGAIN)
+    return table

@@ -1,0 +1,78 @@
+"""FeatureSpec: everything that shaped the numbers in a store, and its fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config import canonical, fingerprint, from_dict
+
+FORMAT_VERSION = 1
+LEVELS = ("pooled", "tokens", "regions")
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Equal spec ⇔ equal fingerprint; every field changes it.
+
+    backbone        what computes the features, as `compal extract --backbone` takes it
+    weights         sha256 of the weights (64 hex digits), or a seed tag for random initialisation
+    image_shape     (P, D) of the patch states of one image, prefix tokens included; (0, 0) if none are kept
+    image_prefix    how many of the P come before the patch grid (CLS, registers)
+    image_grid      (rows, columns) of the patch grid, row-major
+    text_dim        D of a text token state; 0 if none are kept
+    pooled_dim      E of the pooled embeddings of images and texts
+    context_length  the most tokens the text tower takes
+    preprocess      the resolved image preprocessing (size, resize mode, interpolation, mean, std)
+    tokenizer       the resolved tokenizer (name, cleaning, context length)
+    level           pooled | tokens | regions
+    layer           which states are kept ("last" = after the last block, with the final norm where the pool sees it)
+    normalized      whether pooled embeddings are stored L2-normalised
+    dtype           dtype on disk
+    precision       dtype of the forward pass
+    extra           what else shaped the numbers (activation, region source, …)
+    """
+
+    backbone: str
+    weights: str
+    pooled_dim: int
+    image_shape: tuple[int, ...] = (0, 0)
+    image_prefix: int = 0
+    image_grid: tuple[int, ...] = (0, 0)
+    text_dim: int = 0
+    context_length: int = 0
+    preprocess: dict[str, str] = field(default_factory=dict)
+    tokenizer: dict[str, str] = field(default_factory=dict)
+    level: str = "tokens"
+    layer: str = "last"
+    normalized: bool = False
+    dtype: str = "float16"
+    precision: str = "float32"
+    extra: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> bytes:
+        """Canonical JSON: the content of `spec.json`."""
+        return canonical(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> FeatureSpec:
+        """The inverse of `to_json` after parsing. Raises `UnknownName` for a field this version does not know."""
+        return from_dict(cls, data, "spec")
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON, 64 hex digits."""
+        return fingerprint(dataclasses.asdict(self))
+
+    @property
+    def folder(self) -> str:
+        """The store's folder: a readable slug and the fingerprint's first 16 digits."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.backbone.lower()).strip("-")[:40]
+        return f"{slug}-{self.level}-{self.fingerprint[:16]}"
+
+    def with_dtype(self, dtype: str) -> FeatureSpec:
+        """The same features stored as another dtype."""
+        return dataclasses.replace(self, dtype=dtype)
