@@ -102,12 +102,12 @@ def _texture(texture: str) -> Mask:
         return np.zeros((STENCIL, STENCIL), bool)
     if texture == "striped":
         diagonal = line[:, None] + line[None, :]
-        return diagonal * 6 // (2 * STENCIL) % 2 == 1
+        return np.asarray(diagonal * 6 // (2 * STENCIL) % 2 == 1)
     if texture == "checked":
         cell = line * 4 // STENCIL
-        return (cell[:, None] + cell[None, :]) % 2 == 1
+        return np.asarray((cell[:, None] + cell[None, :]) % 2 == 1)
     offset = (line * 3 % STENCIL) / STENCIL - 0.5
-    return offset[:, None] * offset[:, None] + offset[None, :] * offset[None, :] <= 0.085
+    return np.asarray(offset[:, None] * offset[:, None] + offset[None, :] * offset[None, :] <= 0.085)
 
 
 def tones(colour: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -140,7 +140,7 @@ def _draw(canvas: npt.NDArray[np.float64], group: Group, place: tuple[float, flo
 
     def line(start: int, stop: int, centre: float) -> npt.NDArray[np.int64]:
         points = start + (np.arange((stop - start) * SUPER) + 0.5) / SUPER
-        return np.floor((points - centre + diameter / 2) * (STENCIL / diameter)).astype(np.int64)
+        return np.asarray(np.floor((points - centre + diameter / 2) * (STENCIL / diameter)), np.int64)
 
     rows, columns = line(y0, y1, y), line(x0, x1, x)
     inside = ((rows >= 0) & (rows < STENCIL))[:, None] & ((columns >= 0) & (columns < STENCIL))[None, :]

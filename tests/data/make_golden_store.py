@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+
 from compal.stores.spec import FeatureSpec
 from compal.stores.store import ImageRows, Quarantined, Store, TextRows
 

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+
 from compal.stores.spec import FeatureSpec
 from compal.stores.store import ImageRows, Store, TextRows
 

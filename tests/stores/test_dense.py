@@ -8,6 +8,7 @@ import google_crc32c
 import numpy as np
 import pytest
 import zarr
+
 from compal.errors import VerificationError
 from compal.stores.dense import (
     ForeignArray,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+
 from compal.stores.store import Quarantined, Store
 from compal.stores.verify import verify
 

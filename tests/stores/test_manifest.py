@@ -5,6 +5,7 @@ import hashlib
 import json
 
 import pytest
+
 from compal.config import canonical
 from compal.errors import VerificationError
 from compal.stores import manifest as manifests

@@ -5,6 +5,7 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from compal.errors import InputError, VerificationError
 from compal.stores.items import Pair
 from compal.stores.pairs import read_pairs, write_pairs

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from compal.errors import VerificationError
 from compal.stores.dense import NotFinite
 from compal.stores.ragged import RaggedFile, write_ragged

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+
 from compal.errors import UnknownName
 from compal.stores.spec import FeatureSpec
 

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import zarr
+
 from compal.errors import InputError, MissingFeatures, SpecMismatch, VerificationError
 from compal.stores.dense import aligned_empty
 from compal.stores.store import ImageRows, Quarantined, Store, TextRows

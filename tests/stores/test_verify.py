@@ -7,6 +7,7 @@ import shutil
 import google_crc32c
 import numpy as np
 import pytest
+
 from compal.stores.dense import write_array
 from compal.stores.files import checksum
 from compal.stores.store import Store

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from compal.stores.spec import FeatureSpec
 from compal.stores.store import ImageRows, Quarantined, Store, TextRows
 from compal.stores.verify import verify

@@ -9,6 +9,7 @@ from random import Random
 
 import numpy as np
 import pytest
+
 from compal.eval.benchmarks import shapes as benchmark
 from compal.eval.sources import Sources
 from compal.pipeline.datasets import shapes as dataset

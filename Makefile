@@ -1,0 +1,35 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`. Both prepare .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint format types clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+demo: setup  ## the whole pipeline on the embedded world
+	$(BIN)/compal demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# mypy needs a folder that is named like the package; the checkout may be named anything.
+ROOMS := $(wildcard *.py) py.typed stores world pipeline align eval assets
+types: setup
+	@rm -rf build/typed && mkdir -p build/typed/compal && ln -s $(addprefix "$(CURDIR)"/,$(ROOMS)) build/typed/compal/
+	cd build/typed && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p compal
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""`python -m compal`."""
+
+from .cli import main
+
+main()

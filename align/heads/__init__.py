@@ -1,0 +1,1 @@
+"""Scorers, one file each: a frozen `Config` and `build(config, dims)`."""

@@ -1,0 +1,169 @@
+"""The blocks that the transformer heads are made of, and the chunks they are run in.
+
+Pre-norm, GELU, biases everywhere: PyTorch's `TransformerEncoderLayer(norm_first=True)`, with the same
+number of parameters, written out so that one block can be exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(B, S, W) → (B, heads, S, W / heads)."""
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention by `F.scaled_dot_product_attention`."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.inputs = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (B, S, W), mask (B, S) bool → (B, S, W)."""
+        query, key, value = (_heads(part, self.heads) for part in self.inputs(x).chunk(3, dim=-1))
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask[:, None, None], dropout_p=self.dropout * self.training
+        )
+        result: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        return result
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention whose keys and values are computed apart, once per image.
+
+    `compare` also passes on the product of what a token sees and what it says: whether both agree is
+    bilinear in them, and a feed-forward layer of their sum must first learn to multiply.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, compare: bool = False) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width)
+        self.memory = nn.Linear(width, 2 * width)
+        self.said = nn.Linear(width, width) if compare else None
+        self.output = nn.Linear(2 * width if compare else width, width)
+
+    def keys_values(self, image: Tensor) -> KeysValues:
+        """(I, P, W) → keys and values, (I, heads, P, W / heads) each."""
+        key, value = (_heads(part, self.heads) for part in self.memory(image).chunk(2, dim=-1))
+        return key, value
+
+    def forward(self, x: Tensor, memory: KeysValues, mask: Tensor) -> Tensor:
+        """x (1 or B, S, W), memory and mask (B, P) of B images → (B, S, W). With one x for all images the
+        queries are projected once."""
+        query = _heads(self.query(x), self.heads).expand(len(mask), -1, -1, -1)
+        mixed = F.scaled_dot_product_attention(
+            query, *memory, attn_mask=mask[:, None, None], dropout_p=self.dropout * self.training
+        )
+        seen = mixed.transpose(1, 2).flatten(2)
+        if self.said is not None:
+            seen = torch.cat([seen, seen * self.said(x)], dim=-1)
+        result: Tensor = self.output(seen)
+        return result
+
+
+class FeedForward(nn.Sequential):
+    """Two layers with GELU between."""
+
+    def __init__(self, width: int, ffn: int, dropout: float) -> None:
+        super().__init__(nn.Linear(width, ffn), nn.GELU(), nn.Dropout(dropout), nn.Linear(ffn, width))
+
+
+class SelfBlock(nn.Module):
+    """Self-attention and feed-forward over one sequence: 3,152,384 parameters at width 512, ffn 2048."""
+
+    def __init__(self, width: int, heads: int, ffn: int, dropout: float) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.attention = Attention(width, heads, dropout)
+        self.feed_forward = FeedForward(width, ffn, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (B, S, W), mask (B, S) → (B, S, W)."""
+        x = x + self.dropout(self.attention(self.norms[0](x), mask))
+        result: Tensor = x + self.dropout(self.feed_forward(self.norms[1](x)))
+        return result
+
+
+class CrossBlock(nn.Module):
+    """Text tokens look at each other (if asked) and at the image; the image never looks back."""
+
+    def __init__(
+        self, width: int, heads: int, ffn: int, dropout: float, self_attention: bool, compare: bool = False
+    ) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.attention = Attention(width, heads, dropout) if self_attention else None
+        self.cross = CrossAttention(width, heads, dropout, compare)
+        self.feed_forward = FeedForward(width, ffn, dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.self_norm = nn.LayerNorm(width) if self_attention else None
+
+    def keys_values(self, image: Tensor) -> KeysValues:
+        """Keys and values of (I, P, W) image tokens for this block."""
+        return self.cross.keys_values(self.norms[0](image))
+
+    def forward(self, x: Tensor, text_mask: Tensor, memory: KeysValues, image_mask: Tensor) -> Tensor:
+        """x (1 or B, T, L, W): T texts for each of B images; text_mask (1 or B, T, L); image_mask (B, P)
+        → (B, T, L, W)."""
+        if self.attention is not None and self.self_norm is not None:
+            sequences = x.flatten(0, 1)
+            mask = text_mask.expand(x.shape[:3]).flatten(0, 1)
+            mixed = self.attention(self.self_norm(sequences), mask)
+            x = x + self.dropout(mixed).view_as(x)
+        seen = self.cross(self.norms[1](x).flatten(1, 2), memory, image_mask)
+        x = x + self.dropout(seen).view(len(image_mask), *x.shape[1:])
+        result: Tensor = x + self.dropout(self.feed_forward(self.norms[2](x)))
+        return result
+
+
+class TokenInput(nn.Module):
+    """Tokens of one modality made ready: normalised, projected to the width, given type and position.
+
+    The normalisation has no parameters; it makes the head indifferent to the scale of the backbone's
+    states. Positions are learned and counted from the first token; regions and segments, which have no
+    order, get none (`positions=0`).
+    """
+
+    def __init__(self, dim: int, width: int, positions: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.project = nn.Linear(dim, width)
+        self.kind = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.positions = nn.Parameter(torch.empty(positions, width).normal_(std=0.02)) if positions else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, S, D) → (B, S, W)."""
+        x: Tensor = self.project(F.layer_norm(tokens, (self.dim,))) + self.kind
+        return x if self.positions is None else x + self.positions[: x.shape[1]]
+
+
+def mean_tokens(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real tokens: x (…, S, W), mask (…, S) → (…, W)."""
+    return x.masked_fill(~mask[..., None], 0).sum(-2) / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+def tokens_at_a_time(device: torch.device) -> int:
+    """Tokens per chunk: on a CPU 16,384 × 512 × 4 B = 32 MB an activation; on a GPU sixteen times that."""
+    return 16_384 if device.type == "cpu" else 262_144
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], chunks: Iterable[Tensor], retained_bytes: int) -> list[Tensor]:
+    """`function` of each chunk. If autograd would hold more than 2 GiB (`retained_bytes`, all chunks
+    together), each is computed again in the backward pass instead: a third more work, bounded memory."""
+    if torch.is_grad_enabled() and retained_bytes > 2 * 2**30:
+        return [checkpoint(function, chunk, use_reentrant=False) for chunk in chunks]
+    return [function(chunk) for chunk in chunks]

@@ -1,0 +1,1 @@
+"""Objectives, one file each: a frozen `Config` and `loss(scores, batch, config)`."""

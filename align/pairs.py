@@ -1,0 +1,208 @@
+"""A pairs table by number: who belongs to whom, which negatives were given, which pairs form swap groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ..errors import InputError, MissingFeatures, UnknownName
+from ..stores.pairs import read_pairs
+from .batches import Batch, Features, FeatureTable
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One batch as row numbers of a `PairTable`: unique images and captions, and who belongs to whom.
+
+    images (I,), captions (C,) int64; positives (I, C) bool; groups (G, 4) int64; scored (I, C) bool or
+    None: see `Batch`.
+    """
+
+    images: np.ndarray
+    captions: np.ndarray
+    positives: np.ndarray
+    groups: np.ndarray
+    scored: np.ndarray | None = None
+
+    def batch(self, features: FeatureTable) -> Batch:
+        """The features of this draw, on the table's device."""
+        batch = features.batch(self.images, self.captions)
+        batch.positives = torch.from_numpy(self.positives).to(batch.device)
+        batch.groups = torch.from_numpy(self.groups).to(batch.device)
+        if self.scored is not None:
+            batch.scored = torch.from_numpy(self.scored).to(batch.device)
+        return batch
+
+
+@dataclass(frozen=True, eq=False)
+class PairTable:
+    """N pairs of images and captions, each a row of its key list.
+
+    images, captions   (N,) int64 rows
+    negatives          (N + 1,) int64 starts into `negative_captions`, rows of captions
+    quads              (G, 2) int64: the two pairs of each swap group
+    labels             the table's own columns and the derived ones, N texts each, for the curriculum
+    left_out           pairs whose image or caption is in the store's quarantine
+    """
+
+    path: Path
+    image_keys: list[str]
+    caption_keys: list[str]
+    images: np.ndarray
+    captions: np.ndarray
+    negatives: np.ndarray
+    negative_captions: np.ndarray
+    quads: np.ndarray
+    labels: dict[str, list[str]]
+    left_out: int
+    _captions_of: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        order = np.argsort(self.images, kind="stable")
+        starts = np.searchsorted(self.images[order], np.arange(len(self.image_keys) + 1))
+        object.__setattr__(self, "_captions_of", (starts, self.captions[order]))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @classmethod
+    def read(cls, path: Path, store: Features, labels: Sequence[str] = ()) -> PairTable:
+        """Read a pairs table and hold it against the store; `labels` names the columns to keep as text.
+
+        Pairs in quarantine are left out and counted. Raises `MissingFeatures` for anything else that the
+        store lacks, `InputError` for an empty table or for a group that is not two images × two captions,
+        `UnknownName` for a label that is neither a column nor derived (see `derived`).
+        """
+        table = read_pairs(path)
+        lists = table["negatives"].combine_chunks()
+        image_codes, image_keys = _codes(table["image"].combine_chunks())
+        texts = pa.concat_arrays([table["caption"].combine_chunks(), lists.flatten()])
+        text_codes, caption_keys = _codes(texts)
+        caption_codes, negative_codes = text_codes[: len(table)], text_codes[len(table) :]
+        lengths = np.asarray(lists.value_lengths().fill_null(0), dtype=np.int64)
+
+        image_known = _known(image_keys, store, "image", path)
+        caption_known = _known(caption_keys, store, "text", path)
+        kept = image_known[image_codes] & caption_known[caption_codes]
+        if not kept.any():
+            raise InputError(f"{path} holds no pair with features", "Extract the dataset's split first.")
+        owner = np.repeat(np.arange(len(table)), lengths)
+        usable = kept[owner] & caption_known[negative_codes]
+        counts = np.bincount(owner[usable], minlength=len(table))[kept]
+        images, image_rows = np.unique(image_codes[kept], return_inverse=True)
+        used = np.concatenate([caption_codes[kept], negative_codes[usable]])
+        captions, caption_rows = np.unique(used, return_inverse=True)
+        columns, pairs = table.filter(pa.array(kept)), int(kept.sum())
+        return cls(
+            path=path,
+            image_keys=[image_keys[code] for code in images],
+            caption_keys=[caption_keys[code] for code in captions],
+            images=image_rows,
+            captions=caption_rows[:pairs],
+            negatives=np.concatenate([[0], np.cumsum(counts)]),
+            negative_captions=caption_rows[pairs:],
+            quads=_quads(columns, image_rows, caption_rows[:pairs], path),
+            labels={name: _label(name, columns, store) for name in dict.fromkeys(labels)},
+            left_out=len(table) - pairs,
+        )
+
+    def negatives_of(self, pair: int) -> np.ndarray:
+        """Caption rows given as negatives of a pair."""
+        return self.negative_captions[self.negatives[pair] : self.negatives[pair + 1]]
+
+    def positives(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+        """(I, C) bool: the table pairs them, here or in any of its rows. So a caption of one image that
+        stands in the batch because of another is no false negative."""
+        starts, ordered = self._captions_of
+        column = np.full(len(self.caption_keys), -1, dtype=np.int64)
+        column[captions] = np.arange(len(captions))
+        block = np.zeros((len(images), len(captions)), dtype=bool)
+        for row, image in enumerate(images):
+            found = column[ordered[starts[image] : starts[image + 1]]]
+            block[row, found[found >= 0]] = True
+        return block
+
+    def draw(self, pairs: np.ndarray, negatives: list[np.ndarray], partners: np.ndarray | None = None) -> Draw:
+        """The batch of `pairs` (n,) with the given negative captions of each.
+
+        `partners` (k,): offsets in the batch; the image of pair j is scored with the caption of pair
+        j + offset too, and with nothing else but its own. None: the whole block is scored.
+        """
+        images, rows = np.unique(self.images[pairs], return_inverse=True)
+        own = self.captions[pairs]
+        captions = np.unique(np.concatenate([own, *negatives]))
+        columns = np.searchsorted(captions, own)
+        place = np.full(len(self), -1, dtype=np.int64)
+        place[pairs] = np.arange(len(pairs))
+        quads = place[self.quads[(place[self.quads] >= 0).all(axis=1)]]
+        groups = np.concatenate([rows[quads], columns[quads]], axis=1)
+        positives = self.positives(images, captions)
+        if partners is None:
+            return Draw(images, captions, positives, groups)
+        scored = np.zeros_like(positives)
+        scored[rows, columns] = True
+        for row, given in zip(rows, negatives, strict=True):
+            scored[row, np.searchsorted(captions, given)] = True
+        for row, column in ((0, 3), (1, 2)):
+            scored[groups[:, row], groups[:, column]] = True
+        for offset in partners:
+            scored[rows, np.roll(columns, -int(offset))] = True
+        return Draw(images, captions, positives, groups, scored)
+
+
+def _codes(array: pa.Array) -> tuple[np.ndarray, list[str]]:
+    encoded = array.dictionary_encode()
+    return np.asarray(encoded.indices, dtype=np.int64), encoded.dictionary.to_pylist()
+
+
+def _known(keys: list[str], store: Features, kind: str, path: Path) -> np.ndarray:
+    """Whether the store holds each key; what it neither holds nor quarantined is an error."""
+    held = store.keys(kind)
+    known = np.array([key in held for key in keys], dtype=bool)
+    refused = set() if known.all() else {entry.key for entry in store.quarantined()}
+    absent = [key for key, there in zip(keys, known, strict=True) if not there and key not in refused]
+    if absent:
+        raise MissingFeatures(
+            f"the store lacks {len(absent)} of the {len(keys)} {kind}s of {path}: {', '.join(absent[:3])}",
+            f"Add them: compal extract --backbone {store.spec.backbone} --data NAME",
+        )
+    return known
+
+
+def _quads(columns: pa.Table, images: np.ndarray, captions: np.ndarray, path: Path) -> np.ndarray:
+    """(G, 2) pair numbers. A group that lost a pair to the quarantine is no group any more."""
+    members: dict[str, list[int]] = {}
+    for pair, name in enumerate(columns["group"].to_pylist()):
+        if name:
+            members.setdefault(name, []).append(pair)
+    quads = [pairs for pairs in members.values() if len(pairs) > 1]
+    for pairs in quads:
+        if not len(pairs) == len(set(images[pairs])) == len(set(captions[pairs])) == 2:
+            name = columns["group"][pairs[0]].as_py()
+            raise InputError(
+                f"group '{name}' of {path} is not two images × two captions",
+                "A swap group is two pairs: two different images, two different captions.",
+            )
+    return np.array(quads, dtype=np.int64).reshape(-1, 2)
+
+
+def _label(name: str, columns: pa.Table, store: Features) -> list[str]:
+    """A column as text, or a derived one, of the pair's caption: `objects`, how many segments of kind
+    "object" it has, and `words`, how many words."""
+    if name in columns.column_names:
+        return [str(value) for value in columns[name].to_pylist()]
+    if name not in ("objects", "words"):
+        raise UnknownName.among("column to choose pairs by", name, ["group", "category", "objects", "words"])
+    table = store.table("text")
+    if name == "words":
+        counts = [len(caption.split()) for caption in table["caption"].to_pylist()]
+    else:
+        segments = table["segments"].to_pylist()
+        counts = [sum(segment["kind"] == "object" for segment in found or ()) for found in segments]
+    by_key = dict(zip(table["key"].to_pylist(), map(str, counts), strict=True))
+    return [by_key[key] for key in columns["caption"].to_pylist()]

@@ -1,0 +1,109 @@
+"""A complete training run as a value: head, objective, optimiser, data, validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import registry
+from ..config import apply_settings, from_dict, read_toml
+from ..errors import UsageError
+from .sampling import DataConfig
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule.
+
+    steps         optimiser steps of the run
+    lr            the highest learning rate
+    weight_decay  on matrices; never on biases, norms and scales
+    betas, eps    of Adam
+    schedule      "one-cycle": half a cosine up from lr / 25 in `warmup`, half a cosine down to 0 (as in
+                  PyTorch's, betas left alone); "cosine": straight up, half a cosine down; "constant" after it
+    warmup        share of the steps
+    clip          the largest gradient norm, 0 = unbounded
+    """
+
+    steps: int = 2000
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, ...] = (0.9, 0.999)
+    eps: float = 1e-8
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    warmup: float = 0.1
+    clip: float = 1.0
+
+    def rate(self, step: int) -> float:
+        """The learning rate of `step`, counted from 0: a pure function, so resuming needs no state."""
+        rising = self.warmup * self.steps
+        if step < rising:
+            share = (step + 1) / max(rising, 1)
+            if self.schedule == "one-cycle":
+                return self.lr * (1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * min(share, 1))) / 2)
+            return self.lr * min(share, 1)
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * (1 + math.cos(math.pi * (step - rising) / max(self.steps - rising, 1))) / 2
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """every     steps between validations, each of which also saves a checkpoint
+    patience  validations without a better score after which the run stops; 0 = never
+    limit     the most swap groups (or pairs, where there are no groups) that are scored
+    """
+
+    every: int = 200
+    patience: int = 0
+    limit: int = 500
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """head, loss  "name" and the options of that part
+    precision   "32-true", or "bf16-mixed": products in bfloat16, parameters, scores and loss in float32
+    log_every   steps between lines of metrics.jsonl
+    """
+
+    head: dict[str, Any]
+    loss: dict[str, Any] = field(default_factory=lambda: {"name": "infonce"})
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    seed: int = 0
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    log_every: int = 10
+
+    def complete(self) -> FitConfig:
+        """With every option of head and loss written out. Raises `UnknownName`, `UsageError`."""
+        config = dataclasses.replace(self, head=_completed("heads", self.head), loss=_completed("losses", self.loss))
+        if config.optim.steps < 1 or config.validation.every < 1 or config.log_every < 1:
+            raise UsageError("optim.steps, validation.every and log_every must be at least 1")
+        if not 0 <= config.optim.warmup <= 1:
+            raise UsageError(f"optim.warmup = {config.optim.warmup} is no share of the steps", "Give 0 to 1.")
+        return config
+
+
+def _completed(kind: str, table: dict[str, Any]) -> dict[str, Any]:
+    singular = registry.KINDS[kind].singular
+    options = dict(table)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise UsageError(f"[{singular}] has no name", f'Example: name = "{registry.names(kind)[0]}"')
+    module = registry.load(kind, name)
+    return {"name": name, **dataclasses.asdict(from_dict(module.Config, options, singular))}
+
+
+def load_recipe(name: str, settings: Sequence[str] = ()) -> FitConfig:
+    """A recipe by name, or by the path of a TOML file, with `a.b=value` settings on top; complete.
+
+    Raises `UnknownName` for a recipe, a setting, a head or a loss that does not exist, `UsageError` for a
+    value that does not fit, `InputError` for a file that cannot be parsed.
+    """
+    path = Path(name) if name.endswith(".toml") else registry.path("recipes", name)
+    return from_dict(FitConfig, apply_settings(read_toml(path), list(settings))).complete()

@@ -1,0 +1,1 @@
+"""Complete training runs as TOML: head, loss, data and schedule."""

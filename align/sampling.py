@@ -1,0 +1,145 @@
+"""Which pairs stand in which step: a pure function of the table, the configuration, the seed and the step.
+
+So resuming needs no sampler state, and a run killed at any step goes on with the batches it would have
+seen. Pairs are drawn without replacement, epoch after epoch; the two pairs of a swap group stay together.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import InputError, UsageError
+from .pairs import Draw, PairTable
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum: until this share of the steps, only pairs that match.
+
+    until   share of all steps at which the stage ends, in (0, 1]
+    column  `group` or `category` of the pairs table; `objects`, the object segments of the caption; `words`
+    match   shell patterns (`*`, `?`, `[1-3]`) on the column's text; a pair takes part if any of them matches
+    """
+
+    until: float
+    column: str
+    match: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a step is made of.
+
+    train, validation  splits of the dataset, each a pairs table; "" = none
+    batch_size    pairs (image, caption) a step; a swap group counts two
+    negatives     of the captions given as negatives of a pair, how many a step draws; -1 = all
+    partners      0: every image is scored with every caption of the batch. k > 0: with its own captions,
+                  its negatives, its group's, and those of k random others: for heads whose cost is per pair
+    curriculum    stages one after the other; after the last, all pairs take part
+    resident_gib  features stay in memory if they fit into this many GiB, else every step reads the store
+    """
+
+    train: str = "train"
+    validation: str = "validation"
+    batch_size: int = 128
+    negatives: int = 1
+    partners: int = 0
+    curriculum: tuple[Stage, ...] = ()
+    resident_gib: float = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Epochs:
+    """A stage ready to draw from: its first step, and units (U, 2) of pairs that stay together, -1 = none."""
+
+    first: int
+    units: np.ndarray
+    sizes: np.ndarray
+    pairs: int
+
+    @classmethod
+    def of(cls, first: int, table: PairTable, taken: np.ndarray) -> _Epochs:
+        """Of the pairs `taken` (N,) bool: the swap groups of which both are taken, then all others alone."""
+        whole = table.quads[taken[table.quads].all(axis=1)]
+        alone = taken.copy()
+        alone[whole] = False
+        single = np.flatnonzero(alone)
+        units = np.concatenate([whole, np.stack([single, np.full_like(single, -1)], axis=1)])
+        sizes = (units >= 0).sum(axis=1)
+        return cls(first, units, sizes, int(sizes.sum()))
+
+
+class Sampler:
+    """The batches of a run, by step. Raises `UsageError` for a curriculum that is out of order, `InputError`
+    for a stage that no pair matches."""
+
+    def __init__(self, table: PairTable, config: DataConfig, steps: int, seed: int) -> None:
+        if config.batch_size < 1 or config.partners < 0:
+            raise UsageError("data.batch_size must be at least 1 and data.partners at least 0")
+        self.table, self.config, self.seed = table, config, seed
+        self.stages = _stages(table, config.curriculum, steps)
+        self._epoch: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
+
+    def draw(self, step: int) -> Draw:
+        """The batch of `step`, counted from 0."""
+        pairs = self.pairs(step)
+        rng = np.random.default_rng([self.seed, 1, step])
+        negatives = [self._negatives(int(pair), rng) for pair in pairs]
+        if not self.config.partners:
+            return self.table.draw(pairs, negatives)
+        # Offsets from 2 on: at 1 stands the other pair of the own swap group, which is scored anyway.
+        first = 2 if len(pairs) > 3 else 1
+        offsets = rng.permutation(np.arange(first, max(first, len(pairs) - first + 1)))
+        return self.table.draw(pairs, negatives, offsets[: self.config.partners])
+
+    def pairs(self, step: int) -> np.ndarray:
+        """The pairs of `step`: about `batch_size` of them, as a swap group is never cut."""
+        number = max(index for index, stage in enumerate(self.stages) if stage.first <= step)
+        stage = self.stages[number]
+        size = min(self.config.batch_size, stage.pairs)
+        per_epoch = stage.pairs // size  # the rest of an epoch that fills no batch is dropped
+        epoch, index = divmod(step - stage.first, per_epoch)
+        if self._epoch is None or self._epoch[0] != (number, epoch):
+            order = np.random.default_rng([self.seed, 0, number, epoch]).permutation(len(stage.units))
+            starts = np.cumsum(stage.sizes[order]) - stage.sizes[order]
+            cuts = np.searchsorted(starts, np.arange(per_epoch + 1) * size)
+            self._epoch = ((number, epoch), order, cuts)
+        _, order, cuts = self._epoch
+        pairs = stage.units[order[cuts[index] : cuts[index + 1]]].reshape(-1)
+        kept: np.ndarray = pairs[pairs >= 0]
+        return kept
+
+    def _negatives(self, pair: int, rng: np.random.Generator) -> np.ndarray:
+        given, wanted = self.table.negatives_of(pair), self.config.negatives
+        return given if wanted < 0 or wanted >= len(given) else rng.choice(given, wanted, replace=False)
+
+
+def _stages(table: PairTable, curriculum: tuple[Stage, ...], steps: int) -> list[_Epochs]:
+    stages, ended = [], 0.0
+    for stage in curriculum:
+        if not ended < stage.until <= 1:
+            raise UsageError(
+                f"data.curriculum: until = {stage.until} comes after {ended}",
+                "The shares grow from stage to stage, up to 1.",
+            )
+        stages.append(_Epochs.of(round(ended * steps), table, _matching(table, stage)))
+        ended = stage.until
+    if ended < 1:
+        stages.append(_Epochs.of(round(ended * steps), table, np.ones(len(table), dtype=bool)))
+    return stages
+
+
+def _matching(table: PairTable, stage: Stage) -> np.ndarray:
+    """(N,) bool: the pairs of a stage."""
+    values = table.labels[stage.column]
+    verdict = {value: any(fnmatch.fnmatchcase(value, pattern) for pattern in stage.match) for value in set(values)}
+    matching = np.array([verdict[value] for value in values], dtype=bool)
+    if not matching.any():
+        raise InputError(
+            f"no pair of {table.path} has {stage.column} like {' or '.join(stage.match) or 'nothing'}",
+            "Change data.curriculum; to do without: --set 'data.curriculum=[]'.",
+        )
+    return matching

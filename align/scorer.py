@@ -1,0 +1,149 @@
+"""The contract of heads: what a scorer takes and gives, and how one is built by name.
+
+A scorer is independent of other rows (the score of a pair is the same in any batch), indifferent to
+padding (masked tokens may hold anything), and gives float32 whatever precision it computes in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import registry
+from ..config import from_dict
+from ..errors import InputError, UsageError
+from ..stores.spec import FeatureSpec
+from .batches import Batch, Needs
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes a head is built for. 0 means: not kept by this store, or without a fixed order.
+
+    image_dim       D of an image token
+    text_dim        D of a text token
+    pooled_dim      E of the pooled embeddings of both
+    image_tokens    P, prefix tokens included; 0 for regions, which have no order
+    context_length  the most text tokens; 0 for segments
+    """
+
+    image_dim: int
+    text_dim: int
+    pooled_dim: int
+    image_tokens: int = 0
+    context_length: int = 0
+
+    @classmethod
+    def of(cls, spec: FeatureSpec) -> Dims:
+        """The sizes of a store's features."""
+        if spec.level == "pooled":
+            return cls(0, 0, spec.pooled_dim)
+        if spec.level == "regions":  # a region and a segment are each one pooled vector
+            return cls(spec.pooled_dim, spec.pooled_dim, spec.pooled_dim)
+        tokens, width = spec.image_shape
+        return cls(width, spec.text_dim, spec.pooled_dim, tokens, spec.context_length)
+
+    def require_tokens(self, head: str) -> None:
+        """Raise `InputError` if the store keeps no tokens. Heads that read tokens call this to build."""
+        if not (self.image_dim and self.text_dim):
+            raise InputError(
+                f"head '{head}' reads tokens, and this store keeps pooled embeddings only",
+                "Extract with --level tokens, or use a head that needs none: cosine, linear, tfglobal.",
+            )
+
+
+class Scorer(nn.Module):
+    """What every head builds. `score` gives the (I, C) block, `score_pairs` only the pairs asked for.
+
+    needs      "pooled" if the head reads no tokens, so that they need not be loaded
+    trainable  False if there is nothing to fit
+    """
+
+    needs: ClassVar[Needs] = "tokens"
+    trainable: ClassVar[bool] = True
+    head: str = ""
+    config: Any = None
+    dims: Dims
+
+    def score(self, batch: Batch) -> Tensor:
+        """(I, C) float32."""
+        raise NotImplementedError
+
+    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
+        """(N,) float32 for `pairs` (N, 2) long: image row, caption column. Equals `score` at those places."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Tensor:
+        """`score`; if `batch.scored` names entries, only those are computed and the others are -inf."""
+        if batch.scored is None:
+            return self.score(batch)
+        block = torch.full(batch.shape, -torch.inf, device=batch.device)
+        pairs = batch.scored.nonzero()
+        return block.index_put((pairs[:, 0], pairs[:, 1]), self.score_pairs(batch, pairs))
+
+
+def build_head(name: str, options: dict[str, Any], dims: Dims) -> Scorer:
+    """Build a head by name (a file in `align/heads`, or a dotted module path) from its options.
+
+    Raises `UnknownName` for a head or an option that does not exist, `UsageError` for a value that does
+    not fit, `InputError` if the head needs tokens and the store keeps none.
+    """
+    module = registry.load("heads", name)
+    config = from_dict(module.Config, options, "head")
+    scorer = cast(Scorer, module.build(config, dims))
+    scorer.head, scorer.config, scorer.dims = name, config, dims
+    return scorer
+
+
+def tokens_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """images (I, P, D), image_mask, texts (C, L, D), text_mask, cut to the longest row of each side. What
+    padding holds is replaced by zeros, so that not even NaN in it reaches a sum or a gradient. Raises
+    `InputError` if tokens were not joined."""
+    if batch.images is None or batch.image_mask is None or batch.texts is None or batch.text_mask is None:
+        raise InputError(
+            "this head reads tokens, and the batch holds pooled embeddings only", "Join with needs='tokens'."
+        )
+    patches, words = longest(batch.image_mask), longest(batch.text_mask)
+    image_mask, text_mask = batch.image_mask[:, :patches], batch.text_mask[:, :words]
+    images = batch.images[:, :patches].masked_fill(~image_mask[..., None], 0)
+    texts = batch.texts[:, :words].masked_fill(~text_mask[..., None], 0)
+    return images, image_mask, texts, text_mask
+
+
+def longest(mask: Tensor) -> int:
+    """The most real tokens in a row of a mask (B, S), at least one."""
+    return max(1, int(mask.sum(1).max())) if len(mask) else 1
+
+
+def full_precision(batch: Batch) -> torch.autocast:
+    """A context without autocast. A cosine in bfloat16 is off by up to 0.4 %, which a temperature of 0.01
+    makes 0.4 logits."""
+    return torch.autocast(batch.device.type, enabled=False)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """L2-normalised along the last axis, float32; a zero vector stays zero."""
+    return F.normalize(vectors.float(), dim=-1)
+
+
+def all_pairs(batch: Batch) -> Tensor:
+    """(I·C, 2) long: every image row with every caption column, row-major."""
+    images, captions = batch.shape
+    rows = torch.arange(images, device=batch.device).repeat_interleave(captions)
+    return torch.stack([rows, torch.arange(captions, device=batch.device).repeat(images)], dim=1)
+
+
+def options_of(scorer: Scorer) -> dict[str, Any]:
+    """The complete options that build this scorer again."""
+    return dataclasses.asdict(scorer.config)
+
+
+def require(condition: bool, what: str, cure: str = "") -> None:
+    """Raise `UsageError` unless a head's configuration holds together."""
+    if not condition:
+        raise UsageError(what, cure)

@@ -1,0 +1,1 @@
+"""Weights that compal made and ships: `shapes-vit` and the heads fitted on it."""

@@ -1,0 +1,378 @@
+"""The command line: parse, call one function, print, turn errors into one line. Imports lazily.
+
+Results go to stdout, progress to stderr. Exit codes: 0 good, 1 fixable input, 2 usage, 3 verification
+failed, 4 remote, 130 interrupted (start the same command again: it goes on where it was).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from . import options, registry
+from .errors import CompalError, InputError, UsageError
+
+if TYPE_CHECKING:
+    from .eval.results import ResultRow
+    from .eval.sources import Sources
+    from .workspace import Workspace
+
+app = typer.Typer(
+    help="Extract frozen dual-encoder features once, train alignment heads from the store, score benchmarks honestly.",
+    epilog="Three stages, each useful alone: extract → fit → eval. See it happen in minutes: compal demo",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+store_app = typer.Typer(no_args_is_help=True, help="Look into a feature store and prove that it is whole.")
+app.add_typer(store_app, name="store")
+
+
+def main() -> None:
+    """The entry point: run a command, print an error as one line, exit with its code."""
+    try:
+        app()
+    except CompalError as error:
+        if os.environ.get("COMPAL_TRACEBACK"):
+            raise
+        print(f"compal: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("compal: interrupted. Start the same command again; it goes on where it was.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.callback()
+def _root(
+    version: options.Version = False,
+) -> None:
+    pass
+
+
+def _workspace(work: Path | None) -> Workspace:
+    from .workspace import Workspace
+
+    return Workspace(work.expanduser().resolve()) if work else Workspace.find()
+
+
+def _choose(workspace: Workspace, backbone: str, data: str | None = None) -> tuple[str, str]:
+    """The names to use, remembered for next time; says on stderr what was not given."""
+    chosen, origin = workspace.choose("backbone", backbone, "shapes-vit")
+    said = [] if origin == "given" else [f"--backbone {chosen} ({origin})"]
+    dataset = ""
+    if data is not None:
+        dataset, origin = workspace.choose("data", data, "shapes")
+        said += [] if origin == "given" else [f"--data {dataset} ({origin})"]
+    if said:
+        print(f"using {', '.join(said)}", file=sys.stderr)
+    return chosen, dataset
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1, ensure_ascii=False, default=str))
+
+
+@app.command(rich_help_panel="The three stages")
+def extract(
+    backbone: options.Backbone = "",
+    data: options.Data = "",
+    split: options.Splits = None,
+    benchmark: options.Benchmark = "",
+    root: options.Root = None,
+    images: options.Images = None,
+    allow_missing: options.AllowMissing = False,
+    level: options.Level = "tokens",
+    dtype: options.Dtype = "float16",
+    limit: options.Limit = None,
+    batch_size: options.BatchSize = 64,
+    workers: options.Workers = 2,
+    device: options.Device = "cpu",
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+    work: options.Work = None,
+) -> None:
+    """Run a frozen encoder once over images and captions and keep its features.
+
+    Writes WORKSPACE/stores/BACKBONE-LEVEL-FINGERPRINT and WORKSPACE/pairs.
+    Killed at any moment, the same command goes on where it was.
+    What another dataset has extracted already is not extracted again.
+
+    Example: compal extract --backbone open_clip:ViT-B-32-quickgelu --data coco:/data/coco --split val2017
+
+    Example: compal extract --backbone siglip2 --data captions.csv --dry-run
+    """
+    from . import api, console
+    from .pipeline.plan import ExtractConfig
+
+    workspace = _workspace(work)
+    config = ExtractConfig(batch_size=batch_size, workers=workers, device=device)
+    if benchmark:
+        if data or split:
+            raise UsageError("--benchmark brings its own items", "Drop --data and --split, or --benchmark.")
+        chosen, _ = _choose(workspace, backbone)
+        sources = _sources(workspace, benchmark, root, images, allow_missing, None, limit)
+        with console.Ticking() as ticking:
+            done = [
+                api.extract_benchmark(
+                    chosen, benchmark, sources, level=level, dtype=dtype, config=config,
+                    workspace=workspace, progress=ticking.tick,
+                )
+            ]  # fmt: skip
+    else:
+        chosen, dataset = _choose(workspace, backbone, data)
+        asked: dict[str, Any] = {
+            "level": level, "dtype": dtype, "limit": limit, "config": config, "workspace": workspace,
+        }  # fmt: skip
+        if dry_run:
+            console.show_preview(api.preview(chosen, dataset, split or (), **asked), as_json)
+            return
+        with console.Ticking() as ticking:
+            done = api.extract(chosen, dataset, split or (), progress=ticking.tick, **asked)
+        workspace.remember(chosen, dataset)
+    workspace.remember(chosen)
+    console.show_summaries(done, as_json)
+
+
+@app.command(rich_help_panel="The three stages")
+def fit(
+    recipe: options.Recipe,
+    backbone: options.Backbone = "",
+    data: options.Data = "",
+    set_: options.Settings = None,
+    name: options.Name = "",
+    resume: options.Resume = False,
+    device: options.Device = "cpu",
+    as_json: options.Json = False,
+    work: options.Work = None,
+) -> None:
+    """Train a head from the store; the towers never run.
+
+    Writes WORKSPACE/runs/RUN: the complete configuration, provenance, metrics,
+    a TensorBoard log and checkpoints. Exit code 1: an input to fix, 2: usage.
+
+    Example: compal fit tflocal --backbone shapes-vit --data shapes --set optim.steps=300
+
+    Example: compal fit linear --backbone clip --data coco:/data/coco
+    """
+    from . import api, console
+
+    workspace = _workspace(work)
+    chosen, dataset = _choose(workspace, backbone, data)
+    with console.Fitting() as fitting:
+        run = api.fit(
+            recipe, chosen, dataset, settings=set_ or (), name=name, device=device, resume=resume,
+            workspace=workspace, progress=fitting.tick,
+        )  # fmt: skip
+    workspace.remember(chosen, dataset)
+    console.show_run(run, as_json)
+
+
+@app.command("eval", rich_help_panel="The three stages")
+def evaluate(
+    benchmark: options.Judge,
+    run: options.Runs = None,
+    head: options.Heads = None,
+    backbone: options.Backbone = "",
+    root: options.Root = None,
+    images: options.Images = None,
+    split: options.Part = None,
+    limit: options.Limit = None,
+    level: options.Level = "tokens",
+    allow_missing: options.AllowMissing = False,
+    extract_: options.ExtractFirst = False,
+    by_category: options.ByCategory = False,
+    format_: options.Format = "table",
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    as_json: options.Json = False,
+    work: options.Work = None,
+) -> None:
+    """Score a benchmark from cached features, beside chance, random, text-only and cosine.
+
+    Writes WORKSPACE/scores/BENCHMARK/ROW: the similarities of every item,
+    from which every table is computed again.
+
+    Example: compal eval shapes --backbone shapes-vit --run shipped:tflocal --limit 50 --extract
+
+    Example: compal eval sugarcrepe --backbone clip --root sugarcrepe --images val2017 --extract
+    """
+    from . import api, console
+    from .eval import report as reporting
+
+    workspace = _workspace(work)
+    chosen, _ = _choose(workspace, backbone)
+    sources = _sources(workspace, benchmark, root, images, allow_missing, split, limit)
+    with console.Ticking() as ticking:
+        rows = api.evaluate(
+            benchmark, heads=head or (), runs=run or (), backbone=chosen, level=level, sources=sources,
+            extract_missing=extract_, device=device, seed=seed, workspace=workspace,
+            progress=ticking.tick, extracting=ticking.tick,
+        )  # fmt: skip
+    workspace.remember(chosen)
+    print(reporting.render(rows, "json" if as_json else format_, by_category), end="")
+
+
+@app.command(rich_help_panel="The three stages")
+def report(
+    path: options.ScoresPath = None,
+    format_: options.Format = "table",
+    by_category: options.ByCategory = False,
+    drop: options.Drop = None,
+    as_json: options.Json = False,
+    work: options.Work = None,
+) -> None:
+    """Make tables from saved scores; no model and no feature is touched.
+
+    Example: compal report --format md
+
+    Example: compal report compal-work/scores/shapes --by-category
+    """
+    from .eval import report as reporting
+    from .eval.results import load_results
+
+    rows: list[ResultRow] = load_results(path or _workspace(work).path / "scores")
+    print(reporting.render(rows, "json" if as_json else format_, by_category, drop or ()), end="")
+
+
+def _sources(
+    workspace: Workspace, benchmark: str, root: Path | None, images: Path | None, allow_missing: bool,
+    split: str | None, limit: int | None,
+) -> Sources:  # fmt: skip
+    from .eval.sources import Sources
+
+    return Sources(root or workspace.root_for(benchmark), images, allow_missing, split, limit)
+
+
+@app.command(rich_help_panel="Look")
+def demo(
+    as_json: options.Json = False,
+    work: options.Work = None,
+) -> None:
+    """Run the whole pipeline on the embedded world: extract, fit, eval, report. Minutes on a laptop's CPU.
+
+    Example: compal demo
+
+    Example: compal demo --json --work /tmp/first-look
+    """
+    from . import demo as show
+
+    show.run(_workspace(work), as_json)
+
+
+@app.command(rich_help_panel="Look")
+def ls(
+    kind: options.Kind = "",
+    as_json: options.Json = False,
+    work: options.Work = None,
+) -> None:
+    """List the parts that exist, a line each.
+
+    Example: compal ls backbones
+
+    Example: compal ls runs --json
+    """
+    places = ("stores", "runs")
+    kinds = [kind] if kind else [*registry.KINDS, *places]
+    listing: dict[str, dict[str, str]] = {}
+    for one in kinds:
+        if one in places:
+            workspace = _workspace(work)
+            found = workspace.list_stores() if one == "stores" else workspace.list_runs()
+            listing[one] = {path.name: str(path) for path in found}
+        else:
+            listing[one] = {name: registry.summary(one, name) for name in registry.names(one)}
+    if as_json:
+        _print_json(listing)
+        return
+    for one, parts in listing.items():
+        print(one)
+        width = max(map(len, parts), default=0)
+        for name, text in parts.items():
+            print(f"  {name:<{width}}  {text}")
+        if not parts:
+            print("  none yet")
+
+
+@app.command(rich_help_panel="Look")
+def doctor(as_json: options.Json = False, work: options.Work = None) -> None:
+    """Say what works on this machine: Python, torch, GPU, Triton, libraries, the workspace.
+
+    Example: compal doctor
+
+    Example: compal doctor --json
+    """
+    from . import console
+
+    console.show_doctor(_workspace(work), as_json)
+
+
+def _store_path(store: str, work: Path | None) -> Path:
+    """A store by its path, or by the beginning of its folder's name in the workspace."""
+    if store and Path(store).is_dir():
+        return Path(store)
+    stores = _workspace(work).list_stores()
+    matching = [path for path in stores if path.name.startswith(store)] if store else stores
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise InputError(
+            f"'{store}' fits several stores: {', '.join(path.name for path in matching)}",
+            "Give more of the name.",
+        )
+    from .errors import UnknownName
+
+    raise UnknownName.among("store", store, [path.name for path in stores], "Make one: compal extract")
+
+
+@store_app.command("info")
+def store_info(
+    store: options.StoreName = "",
+    as_json: options.Json = False,
+    work: options.Work = None,
+) -> None:
+    """Say what a store holds, how it was made and what could not be read.
+
+    Example: compal store info
+
+    Example: compal store info shapes-vit --json
+    """
+    from . import console
+    from .stores.store import Store
+
+    console.show_info(Store.open(_store_path(store, work)).info(), as_json)
+
+
+@store_app.command("verify")
+def store_verify(
+    store: options.StoreName = "",
+    deep: options.Deep = True,
+    as_json: options.Json = False,
+    work: options.Work = None,
+) -> None:
+    """Prove that a store is whole; exit code 3 and a list of problems if it is not.
+
+    Example: compal store verify
+
+    Example: compal store verify shapes-vit --no-deep
+    """
+    from . import console
+    from .stores.verify import verify
+
+    path = _store_path(store, work)
+    problems = verify(path, deep)
+    console.show_problems(path, problems, as_json)
+    if problems:
+        raise typer.Exit(3)
+
+
+if __name__ == "__main__":
+    main()

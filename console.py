@@ -1,0 +1,196 @@
+"""What people see: progress on stderr, results on stdout. rich is imported when something is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    from .align.fit import Progress, RunResult
+    from .pipeline.extract import Preview, Summary
+    from .stores.verify import Problem
+    from .workspace import Workspace
+
+PLURAL = {"image": "images", "text": "captions"}
+
+
+class _Live:
+    """Bars on stderr, of this run only; silent where stderr is no terminal."""
+
+    def __enter__(self) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.bars: Bars = Progress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self.bars.stop()
+
+    def show(self, label: str, done: int, total: int, note: str = "") -> None:
+        """One bar per label; a bar whose total changes starts anew."""
+        if label not in self.tasks:
+            self.tasks[label] = self.bars.add_task(label, total=total, note=note)
+        self.bars.update(self.tasks[label], completed=done, total=total, note=note)
+
+
+class Ticking(_Live):
+    """Bars for extraction and scoring: `tick(what, done, total)`."""
+
+    def __enter__(self) -> Ticking:
+        super().__enter__()
+        return self
+
+    def tick(self, what: str, done: int, total: int) -> None:
+        self.show(PLURAL.get(what, what), done, total)
+
+
+class Fitting(_Live):
+    """One bar for a fit, with the loss and the latest validation."""
+
+    def __enter__(self) -> Fitting:
+        super().__enter__()
+        self.validation = ""
+        return self
+
+    def tick(self, progress: Progress) -> None:
+        if progress.validation:
+            self.validation = ", ".join(f"{name} {value:.1f}" for name, value in progress.validation.items())
+        self.show("step", progress.step, progress.steps, f"loss {progress.loss:.3f}  {self.validation}")
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(data, indent=1, ensure_ascii=False, default=str))
+
+
+def show_summaries(done: Sequence[Summary], as_json: bool) -> None:
+    """What extractions did."""
+    if as_json:
+        print_json([dataclasses.asdict(summary) for summary in done])
+        return
+    for summary in done:
+        print(
+            f"{summary.images:,} images and {summary.texts:,} captions extracted, {summary.reused:,} were there"
+            f" ({summary.seconds:.1f} s, {summary.forward_seconds:.1f} s of them forward)"
+        )
+        if summary.truncated:
+            print(f"  {summary.truncated:,} captions were longer than the context and are flagged as truncated")
+        if summary.quarantined:
+            print(f"  {len(summary.quarantined):,} items could not be read and are in the quarantine:")
+            for item in summary.quarantined[:5]:
+                print(f"    {item.source}: {item.reason}")
+            if len(summary.quarantined) > 5:
+                print("    … the others: compal store info --json")
+    print(f"store  {done[-1].store}")
+
+
+def show_preview(preview: Preview, as_json: bool) -> None:
+    """What an extraction would do."""
+    if as_json:
+        print_json(dataclasses.asdict(preview))
+        return
+    print(
+        f"would extract {preview.images:,} images and {preview.texts:,} captions in {preview.parts:,} parts,"
+        f" about {preview.bytes / 2**20:,.1f} MiB; {preview.reused:,} are there"
+    )
+    print(f"store  {preview.store}")
+
+
+def show_run(run: RunResult, as_json: bool) -> None:
+    """What a fit did and where it lies."""
+    if as_json:
+        print_json(dataclasses.asdict(run))
+        return
+    best = "" if run.score is None else f", best validation {run.metric} {run.score:.1f} % at step {run.best_step:,}"
+    print(f"{run.parameters:,} parameters, {run.steps:,} steps in {run.seconds:.0f} s{best}")
+    print(f"run    {run.run_dir}")
+    print(f"next   compal eval shapes --run {run.run_dir.name}")
+
+
+def show_info(info: dict[str, Any], as_json: bool) -> None:
+    """What a store holds."""
+    if as_json:
+        print_json(info)
+        return
+    for name, value in info.items():
+        if name == "bytes":
+            value = f"{value:,} ({value / 2**20:,.1f} MiB)"
+        if isinstance(value, dict):
+            print(name)
+            for key, inner in value.items():
+                print(f"  {key:<16} {inner}")
+        else:
+            print(f"{name:<18} {', '.join(value) if isinstance(value, list) else value}")
+
+
+def show_problems(path: Path, problems: Sequence[Problem], as_json: bool) -> None:
+    """What verification found."""
+    if as_json:
+        print_json({"store": str(path), "problems": [dataclasses.asdict(problem) for problem in problems]})
+        return
+    for problem in problems:
+        print(f"{problem.file or problem.part}: {problem.what}. {problem.cure}")
+    print(f"{path}: {'whole' if not problems else f'{len(problems)} problems'}")
+
+
+def show_doctor(workspace: Workspace, as_json: bool) -> None:
+    """What works on this machine. Nothing is downloaded and no host is asked."""
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+    for package in (
+        "torch",
+        "triton",
+        "open_clip_torch",
+        "timm",
+        "zarr",
+        "pyarrow",
+        "transformers",
+        "faiss-cpu",
+        "spacy",
+    ):
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    started = time.perf_counter()
+    import torch
+
+    facts["torch imports in"] = f"{time.perf_counter() - started:.1f} s"
+    facts["threads"] = torch.get_num_threads()
+    facts["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; --device cpu"
+    facts["workspace"] = str(workspace.path)
+    parent = next(folder for folder in (workspace.path, *workspace.path.parents) if folder.exists())
+    facts["workspace is writable"] = os.access(parent, os.W_OK)
+    facts["free disk"] = f"{shutil.disk_usage(parent).free / 2**30:,.0f} GiB"
+    facts["stores"], facts["runs"] = len(workspace.list_stores()), len(workspace.list_runs())
+    if as_json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        print(f"{name:<22} {value}")

@@ -1,0 +1,1 @@
+"""From a scorer and stores to numbers that can be checked."""

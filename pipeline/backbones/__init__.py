@@ -1,0 +1,1 @@
+"""Frozen dual encoders, one file each: `spec(argument, level)` and `load(spec, device)`."""

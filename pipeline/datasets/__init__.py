@@ -1,0 +1,1 @@
+"""Sources of images and captions, one file each: `INFO`, `items(root, split)`, `pairs(root, split)`."""

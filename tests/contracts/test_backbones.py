@@ -1,0 +1,136 @@
+"""What every backbone promises, over all that exist."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compal import registry
+from compal.errors import CompalError
+from compal.pipeline.backbones import _open_clip_weights
+from compal.pipeline.encoder import load_encoder, resolve
+from compal.stores.spec import FeatureSpec
+
+KNOWN = {"clip", "open_clip", "pe", "random", "shapes-vit", "siglip2"}
+# The argument with which a backbone needs no download; aliases of hub weights have none.
+ARGUMENTS = {"open_clip": ":ViT-S-32-alt", "random": "", "shapes-vit": ""}
+CAPTIONS = ["a red cube left of a blue ball.", "two dogs", "dogs two", "a " * 120]
+
+# Aliases of weights on the hub: offline only their error can be tried.
+HUB = KNOWN - set(ARGUMENTS)
+backbones = pytest.mark.parametrize("name", [name for name in registry.names("backbones") if name not in HUB])
+
+
+def test_the_known_backbones_were_collected():
+    assert set(registry.names("backbones")) >= KNOWN
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    return {}
+
+
+@pytest.fixture
+def encoder(name, encoders):
+    """The backbone, loaded once for the module."""
+    if name not in encoders:
+        encoders[name] = load_encoder(resolve(name + ARGUMENTS.get(name, ""), dtype="float32"))
+    return encoders[name]
+
+
+def images(count=3):
+    random = np.random.RandomState(0)
+    return [Image.fromarray(random.randint(0, 256, (40 + 9 * index, 60, 3), dtype=np.uint8)) for index in range(count)]
+
+
+def test_aliases_without_their_weights_say_so_in_one_line(monkeypatch):
+    monkeypatch.setattr(_open_clip_weights, "_local_copy", lambda config: None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in sorted(HUB):
+        with pytest.raises(CompalError) as found:
+            resolve(name)
+        assert "\n" not in str(found.value)
+        assert found.value.cure
+
+
+@pytest.mark.parametrize("name", registry.names("backbones"))
+def test_the_summary_is_one_plain_line(name):
+    summary = registry.summary("backbones", name)
+    assert 20 < len(summary) <= 120
+    assert "\n" not in summary
+
+
+@backbones
+def test_the_spec_is_reproducible_and_names_what_loads_it(encoder):
+    spec = encoder.spec
+    assert resolve(spec.backbone, dtype="float32") == spec
+    assert registry.split_argument(spec.backbone)[0] in registry.names("backbones")
+    assert spec.weights
+    assert FeatureSpec.from_json(json.loads(spec.to_json())) == spec
+
+
+@backbones
+@torch.no_grad()
+def test_features_are_what_the_spec_says(encoder):
+    spec = encoder.spec
+    pixels = torch.stack([encoder.preprocess(image) for image in images()])
+    assert pixels.dtype == torch.float32
+    features = encoder.encode_images(pixels)
+    assert tuple(features.tokens.shape) == (3, *spec.image_shape)
+    assert tuple(features.pooled.shape) == (3, spec.pooled_dim)
+    assert spec.image_shape[0] == spec.image_prefix + spec.image_grid[0] * spec.image_grid[1]
+    texts = encoder.encode_texts(CAPTIONS)
+    assert tuple(texts.pooled.shape) == (len(CAPTIONS), spec.pooled_dim)
+    assert texts.truncated == [False, False, False, True]
+    for caption, tokens, spans, pooled in zip(CAPTIONS, texts.tokens, texts.spans, texts.pool_index, strict=True):
+        assert tuple(tokens.shape) == (len(spans), spec.text_dim)
+        assert len(tokens) <= spec.context_length + 1
+        assert -1 <= pooled < len(tokens)
+        assert all(span == (-1, -1) or 0 <= span[0] < span[1] <= len(caption) for span in spans)
+    assert all(
+        torch.isfinite(values).all() for values in (features.tokens, features.pooled, texts.pooled, *texts.tokens)
+    )
+
+
+@backbones
+@torch.no_grad()
+def test_pooling_cached_tokens_gives_the_pooled_embedding(encoder):
+    features = encoder.encode_images(torch.stack([encoder.preprocess(image) for image in images()]))
+    texts = encoder.encode_texts(CAPTIONS)
+    cached = [torch.from_numpy(tokens.numpy().copy()) for tokens in texts.tokens]
+    torch.testing.assert_close(encoder.pool_images(features.tokens.clone()), features.pooled, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoder.pool_texts(cached, texts.pool_index), texts.pooled, atol=1e-5, rtol=1e-5)
+
+
+@backbones
+@torch.no_grad()
+def test_features_do_not_depend_on_the_batch(encoder):
+    pixels = torch.stack([encoder.preprocess(image) for image in images()])
+    together, backwards = encoder.encode_images(pixels), encoder.encode_images(pixels.flip(0))
+    texts, reversed_texts = encoder.encode_texts(CAPTIONS), encoder.encode_texts(CAPTIONS[::-1])
+    torch.testing.assert_close(backwards.pooled.flip(0), together.pooled, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reversed_texts.pooled.flip(0), texts.pooled, atol=1e-5, rtol=1e-5)
+    for row in range(3):
+        alone, text = encoder.encode_images(pixels[row : row + 1]), encoder.encode_texts([CAPTIONS[row]])
+        torch.testing.assert_close(alone.tokens[0], together.tokens[row], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(text.tokens[0], texts.tokens[row], atol=1e-5, rtol=1e-5)
+        assert text.spans[0] == texts.spans[row]
+
+
+@backbones
+def test_different_content_gives_different_features(encoder):
+    pixels = torch.stack([encoder.preprocess(image) for image in images(2)])
+    one, two = encoder.encode_images(pixels).pooled
+    assert not torch.equal(one, two)
+    one, two = encoder.encode_texts(["two dogs", "dogs two"]).pooled
+    assert not torch.equal(one, two)
+
+
+@backbones
+def test_other_levels_keep_no_tokens(encoder):
+    spec = resolve(encoder.spec.backbone, level="pooled")
+    assert (spec.level, spec.image_shape, spec.text_dim) == ("pooled", (0, 0), 0)
+    assert spec.pooled_dim == encoder.spec.pooled_dim
+    assert spec.fingerprint != encoder.spec.fingerprint

@@ -1,0 +1,210 @@
+"""What every head must do. A new file in align/heads is tested here without a change to this file."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from compal import registry
+from compal.align.batches import Batch
+from compal.align.scorer import Dims, all_pairs, build_head
+from compal.errors import InputError, UnknownName
+
+DIMS = Dims(image_dim=16, text_dim=16, pooled_dim=12, image_tokens=6, context_length=9)
+SMALL = {"width": 32, "layers": 2, "heads": 4, "ffn": 48}  # of the options a head has, these make it quick
+VARIANTS = {
+    "tflocal": [
+        {"interaction": "cross"},
+        {"interaction": "cross", "text_self_attention": False},
+        {"interaction": "cross", "pool": "cls"},
+        {"interaction": "cross", "image_layers": 1, "text_layers": 1, "compare": True},
+        {"pool": "cls", "residual": "cosine"},
+        {"interaction": "cross", "residual": "cosine"},
+    ],
+    "maxsim": [{"direction": "i2t"}, {"direction": "both"}],
+    "linear": [{"bias": True}],
+}
+CASES = [(name, options) for name in registry.names("heads") for options in [{}, *VARIANTS.get(name, [])]]
+
+
+def spelled(value):
+    return value if isinstance(value, str) else "-".join(map(str, value.values()))
+
+
+every_head = pytest.mark.parametrize(("name", "options"), CASES, ids=spelled)
+
+
+def build(name, options, dims=DIMS):
+    torch.manual_seed(0)
+    known = {field.name for field in dataclasses.fields(registry.load("heads", name).Config)}
+    small = {key: value for key, value in SMALL.items() if key in known}
+    return build_head(name, small | options, dims).eval()
+
+
+def make_batch(images=5, captions=7, seed=0, dims=DIMS):
+    """Random features; captions of different lengths, images with all their tokens."""
+    made = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=made)
+
+    lengths = torch.randint(2, dims.context_length + 1, (captions,), generator=made)
+    lengths[0] = dims.context_length
+    return Batch(
+        images=normal(images, dims.image_tokens, dims.image_dim),
+        image_mask=torch.ones(images, dims.image_tokens, dtype=torch.bool),
+        image_pooled=normal(images, dims.pooled_dim),
+        texts=normal(captions, dims.context_length, dims.text_dim),
+        text_mask=torch.arange(dims.context_length) < lengths[:, None],
+        text_pooled=normal(captions, dims.pooled_dim),
+        positives=torch.eye(images, captions, dtype=torch.bool),
+        groups=torch.zeros(0, 4, dtype=torch.long),
+    )
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5)
+
+
+def test_the_known_heads_are_collected():
+    assert {"cosine", "linear", "maxsim", "tfglobal", "tflocal"} <= set(registry.names("heads"))
+
+
+@every_head
+def test_scores_are_a_float32_block(name, options):
+    scores = build(name, options).score(make_batch())
+    assert scores.shape == (5, 7)
+    assert scores.dtype == torch.float32
+    assert scores.isfinite().all()
+    assert len(scores.unique()) > 30, "the features make no difference"
+
+
+@every_head
+def test_pairs_are_places_of_the_block(name, options):
+    scorer, batch = build(name, options), make_batch()
+    block = scorer.score(batch)
+    pairs = all_pairs(batch)[torch.randperm(35, generator=torch.Generator().manual_seed(1))][:20]
+    pairs = torch.cat([pairs, pairs[:3]])
+    close(scorer.score_pairs(batch, pairs), block[pairs[:, 0], pairs[:, 1]])
+    assert scorer.score_pairs(batch, pairs[:0]).shape == (0,)
+
+
+@every_head
+def test_only_what_is_asked_for_is_scored(name, options):
+    scorer, batch = build(name, options), make_batch()
+    block = scorer.score(batch)
+    batch.scored = torch.rand(5, 7, generator=torch.Generator().manual_seed(2)) < 0.4
+    sparse = scorer(batch)
+    close(sparse[batch.scored], block[batch.scored])
+    assert (sparse[~batch.scored] == -torch.inf).all()
+
+
+@every_head
+@pytest.mark.parametrize("garbage", [1e3, float("nan"), float("inf")])
+def test_padding_changes_nothing(name, options, garbage):
+    """More padding, with anything in it, on a batch whose similarities are all negative: there a mask that
+    multiplies by zero would win every maximum."""
+    scorer, batch = build(name, options), make_batch()
+    batch.images, batch.texts = -batch.images.abs(), batch.texts.abs()
+    plain = scorer.score(batch)
+    padded = dataclasses.replace(
+        batch,
+        texts=F.pad(batch.texts, (0, 0, 0, 3)),
+        text_mask=F.pad(batch.text_mask, (0, 3)),
+    )
+    padded.texts = padded.texts.masked_fill(~padded.text_mask[..., None], garbage)
+    close(scorer.score(padded), plain)
+    pairs = all_pairs(batch)
+    close(scorer.score_pairs(padded, pairs), plain.flatten())
+
+
+@every_head
+def test_regions_of_different_number(name, options):
+    """Images and texts without a fixed order or number: what a store of level `regions` holds."""
+    dims = Dims(image_dim=16, text_dim=16, pooled_dim=16)
+    scorer = build(name, options, dims)
+    batch = make_batch(dims=dataclasses.replace(dims, image_tokens=6, context_length=4))
+    batch.image_mask = torch.arange(6) < torch.tensor([1, 6, 3, 2, 5])[:, None]
+    whole = scorer.score(batch)
+    batch.images = batch.images.masked_fill(~batch.image_mask[..., None], float("nan"))
+    close(scorer.score(batch), whole)
+    alone = batch.select(torch.tensor([2]), torch.arange(7))
+    alone.images, alone.image_mask = alone.images[:, :3], alone.image_mask[:, :3]
+    close(scorer.score(alone)[0], whole[2])
+
+
+@every_head
+def test_rows_do_not_see_each_other(name, options):
+    scorer, batch = build(name, options), make_batch()
+    made = torch.Generator().manual_seed(3)
+    rows, columns = torch.randperm(5, generator=made), torch.randperm(7, generator=made)
+    block = scorer.score(batch)
+    close(scorer.score(batch.select(rows, columns)), block[rows][:, columns])
+    close(scorer.score(batch.select(rows[:1], columns[:2])), block[rows[:1]][:, columns[:2]])
+
+
+@every_head
+def test_gradients_are_finite(name, options):
+    scorer, batch = build(name, options).train(), make_batch()
+    inputs = [batch.image_pooled, batch.text_pooled]
+    if scorer.needs == "tokens":
+        batch.images.requires_grad_()
+        batch.texts = batch.texts.masked_fill(~batch.text_mask[..., None], float("nan")).requires_grad_()
+        inputs = [batch.images, batch.texts]
+    else:
+        batch.image_pooled.requires_grad_()
+        batch.text_pooled.requires_grad_()
+    scorer.score(batch).square().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in inputs)
+    assert scorer.trainable == any(True for _ in scorer.parameters())
+    for parameter in scorer.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+
+
+@every_head
+def test_one_batch_can_be_learnt(name, options):
+    scorer, batch = build(name, options), make_batch(8, 8)
+    if not scorer.trainable:
+        assert not list(scorer.parameters())
+        return
+    optimizer = torch.optim.Adam(scorer.parameters(), lr=3e-3)
+    target = torch.arange(8)
+    for _ in range(300):
+        scores = scorer.score(batch) * (20 if name == "linear" else 1)
+        loss = F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss < 0.1:
+            break
+    block = scorer.eval().score(batch)
+    assert (block.argmax(1) == target).all()
+    assert (block.argmax(0) == target).all()
+
+
+@every_head
+def test_a_head_that_reads_tokens_refuses_pooled_features(name, options):
+    if registry_needs(name, options) == "pooled":
+        build(name, options, Dims(0, 0, 12))
+        return
+    with pytest.raises(InputError, match="--level tokens"):
+        build(name, options, Dims(0, 0, 12))
+
+
+def registry_needs(name, options):
+    return build(name, options).needs
+
+
+@pytest.mark.parametrize("name", registry.names("heads"))
+def test_options_are_strict_and_frozen(name):
+    with pytest.raises(UnknownName, match=r"no setting 'head\.wdith'"):
+        build_head(name, {"wdith": 1}, DIMS)
+    config = registry.load("heads", name).Config()
+    assert dataclasses.is_dataclass(config)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.anything = 1
+    assert registry.summary("heads", name).endswith((".", ")."))

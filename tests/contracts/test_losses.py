@@ -1,0 +1,129 @@
+"""What every loss must do. A new file in align/losses is tested here without a change to this file."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from compal import registry
+from compal.align.batches import Batch
+
+LOSSES = registry.names("losses")
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def make_batch(images=6, extra=3, groups=True):
+    """Six images; each has its caption, image 0 has two; three more captions describe none of them."""
+    captions = images + 1 + extra
+    positives = torch.zeros(images, captions, dtype=torch.bool)
+    positives[:, :images] = torch.eye(images, dtype=torch.bool)
+    positives[0, images] = True
+    quads = torch.tensor([[0, 1, 0, 1], [2, 3, 2, 3]] if groups else []).reshape(-1, 4).long()
+    return Batch(
+        images=None,
+        image_mask=None,
+        image_pooled=torch.zeros(images, 1),
+        texts=None,
+        text_mask=None,
+        text_pooled=torch.zeros(captions, 1),
+        positives=positives,
+        groups=quads,
+    )
+
+
+def configs(name):
+    """The default configuration, and one with every weight of the loss switched on."""
+    default = registry.load("losses", name).Config()
+    weights = {field.name: 1.0 for field in dataclasses.fields(default) if field.name.endswith("weight")}
+    return [default, dataclasses.replace(default, **weights)]
+
+
+def scores_of(batch, seed=0, scale=1.0):
+    return scale * torch.randn(batch.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_known_losses_are_collected():
+    assert {"infonce"} <= set(LOSSES)
+
+
+@every_loss
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e3])
+def test_loss_and_gradients_are_finite(name, scale):
+    module, batch = registry.load("losses", name), make_batch()
+    for config in configs(name):
+        scores = scores_of(batch, scale=scale).requires_grad_()
+        loss = module.loss(scores, batch, config)
+        loss.backward()
+        assert loss.shape == ()
+        assert loss.dtype == torch.float32
+        assert loss.isfinite()
+        assert scores.grad.isfinite().all()
+
+
+@every_loss
+def test_entries_that_are_not_scored_are_ignored(name):
+    """They hold -inf; neither they nor the fitted parameters may get NaN from it."""
+    module, batch = registry.load("losses", name), make_batch()
+    made = torch.Generator().manual_seed(4)
+    batch.scored = batch.positives | (torch.rand(batch.shape, generator=made) < 0.4)
+    batch.scored[:4, :4] = True
+    for config in configs(name):
+        fitted = getattr(module, "parameters", lambda config: {})(config)
+        arguments = (fitted,) if fitted else ()
+        scores = scores_of(batch).masked_fill(~batch.scored, -torch.inf).requires_grad_()
+        loss = module.loss(scores, batch, config, *arguments)
+        loss.backward()
+        assert loss.isfinite()
+        assert scores.grad.isfinite().all()
+        assert (scores.grad[~batch.scored] == 0).all()
+        assert all(parameter.grad.isfinite().all() for parameter in fitted.values())
+
+
+@every_loss
+def test_nothing_to_learn_from_is_no_nan(name):
+    module, batch = registry.load("losses", name), make_batch(images=1, extra=0, groups=False)
+    for config in configs(name):
+        scores = scores_of(batch).requires_grad_()
+        module.loss(scores, batch, config).backward()
+        assert scores.grad.isfinite().all()
+
+
+@every_loss
+def test_order_does_not_matter(name):
+    module, batch = registry.load("losses", name), make_batch()
+    scores = scores_of(batch)
+    made = torch.Generator().manual_seed(5)
+    rows, columns = (torch.randperm(size, generator=made) for size in batch.shape)
+    shuffled = batch.select(rows, columns)
+    places = torch.stack([rows.argsort()[batch.groups[:, :2]], columns.argsort()[batch.groups[:, 2:]]], dim=1)
+    shuffled.groups = places.flatten(1)
+    for config in configs(name):
+        torch.testing.assert_close(
+            module.loss(scores[rows][:, columns], shuffled, config), module.loss(scores, batch, config)
+        )
+
+
+@every_loss
+def test_perfect_scores_give_the_minimum(name):
+    """Positives far above all else: no loss, and no gradient worth a step. Anything else costs more."""
+    module, batch = registry.load("losses", name), make_batch()
+    for config in configs(name):
+        scores = torch.where(batch.positives, 10.0, -10.0).requires_grad_()
+        best = module.loss(scores, batch, config)
+        best.backward()
+        assert best < 1e-5
+        assert scores.grad.abs().max() < 1e-5
+        assert module.loss(scores_of(batch), batch, config) > best
+        assert module.loss(-scores.detach(), batch, config) > 1
+
+
+@every_loss
+def test_raising_a_positive_never_costs(name):
+    module, batch = registry.load("losses", name), make_batch()
+    for config in configs(name):
+        scores = scores_of(batch, scale=0.1).requires_grad_()
+        module.loss(scores, batch, config).backward()
+        assert (scores.grad[batch.positives] <= 0).all()
+        assert (scores.grad[~batch.positives] >= 0).all()
