@@ -142,9 +142,17 @@ def _report(
 
     out = Console()
     order = ("chance", "random", "text-only", *HEADS)
-    out.print(_table("Swap group score in percent [95 % interval]; strict, a tie is a miss", rows, order))
-    by_category = {name: {head: rows["in_domain"][head].by_category[name] for head in order} for name in CATEGORIES}
-    out.print(_category_table("In domain, by what is swapped", by_category, order))
+    n = rows["in_domain"]["cosine"].overall.n
+    columns = {
+        split.replace("_", "\n"): {head: _cell(found[head].overall.metrics["group"]) for head in order}
+        for split, found in rows.items()
+    }
+    out.print(_table(f"Swap group score, percent [95 % interval], n {n} each; strict: a tie is a miss", columns, order))
+    judged = rows["in_domain"]
+    by_category = {
+        name: {head: _value(judged[head].by_category[name].metrics["group"]) for head in order} for name in CATEGORIES
+    }
+    out.print(_table(f"In domain, by what is swapped, n {n // len(CATEGORIES)} each", by_category, order))
     first, second = retrieval["i2t_r@1"], retrieval["t2i_r@1"]
     print(
         f"The encoder is not blind: R@1 among 300 scenes {first:.1f} / {second:.1f} % (image to text / text to image)."
@@ -167,30 +175,25 @@ CATEGORIES = ("colour", "material", "size", "quantity", "relation")
 def _cell(estimate: Estimate) -> str:
     if estimate.value is None:
         return "–"
-    if estimate.low is None:
+    if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.1f}"
-    return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
+    return f"{estimate.value:.1f} [{estimate.low:.0f}, {estimate.high:.0f}]"
 
 
-def _table(title: str, rows: dict[str, dict[str, ResultRow]], order: tuple[str, ...]) -> Any:
+def _value(estimate: Estimate) -> str:
+    return "–" if estimate.value is None else f"{estimate.value:.1f}"
+
+
+def _table(title: str, columns: dict[str, dict[str, str]], order: tuple[str, ...]) -> Any:
+    """A rich table of `columns` by header, each a cell by row; narrow enough for 80 characters."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("head")
-    for split, found in rows.items():
-        table.add_column(f"{split.replace('_', ' ')}\n(n {found['cosine'].overall.n:,})", justify="right")
+    for header in columns:
+        table.add_column(header, justify="right")
     for label in order:
-        table.add_row(label, *(_cell(found[label].overall.metrics["group"]) for found in rows.values()))
-    return table
-
-
-def _category_table(title: str, parts: dict[str, dict[str, Summary]], order: tuple[str, ...]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    table.add_column("head")
-    for name, found in parts.items():
-        table.add_column(f"{name}\n(n {found['cosine'].n:,})", justify="right")
-    for label in order:
-        table.add_row(label, *(_cell(found[label].metrics["group"]) for found in parts.values()))
+        style = "bold" if label in ("cosine", "tflocal") else ""
+        table.add_row(label, *(found[label] for found in columns.values()), style=style)
     return table

@@ -30,6 +30,7 @@ class Dims:
     pooled_dim      E of the pooled embeddings of both
     image_tokens    P, prefix tokens included; 0 for regions, which have no order
     context_length  the most text tokens; 0 for segments
+    image_grid      (rows, columns) of the patches, which are the last of the image tokens; () if there is no grid
     """
 
     image_dim: int
@@ -37,6 +38,7 @@ class Dims:
     pooled_dim: int
     image_tokens: int = 0
     context_length: int = 0
+    image_grid: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, spec: FeatureSpec) -> Dims:
@@ -46,7 +48,7 @@ class Dims:
         if spec.level == "regions":  # a region and a segment are each one pooled vector
             return cls(spec.pooled_dim, spec.pooled_dim, spec.pooled_dim)
         tokens, width = spec.image_shape
-        return cls(width, spec.text_dim, spec.pooled_dim, tokens, spec.context_length)
+        return cls(width, spec.text_dim, spec.pooled_dim, tokens, spec.context_length, tuple(spec.image_grid))
 
     def require_tokens(self, head: str) -> None:
         """Raise `InputError` if the store keeps no tokens. Heads that read tokens call this to build."""

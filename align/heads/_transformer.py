@@ -130,20 +130,43 @@ class CrossBlock(nn.Module):
         return result
 
 
+POSITION_SCALE = 0.5  # projected states have a root mean square of 0.58 at first; 0.02 N(0, 1) would drown in it
+
+
+def sines(positions: Tensor, width: int) -> Tensor:
+    """(S,) places → (S, width): sines and cosines of wavelengths from 2π to 2π · 100 (Vaswani et al., 2017, with a
+    shorter range: the longest axis here has some 80 places)."""
+    rates = 100.0 ** -(torch.arange(width // 2) / max(width // 2, 1))
+    angles = positions[:, None].float() * rates
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
+
+
+def first_positions(count: int, width: int, grid: tuple[int, ...] = ()) -> Tensor:
+    """(count, width) to start learned positions from: along the sequence, or, for the patches of a grid (rows,
+    columns) after their prefix tokens, half for the row and half for the column."""
+    if len(grid) != 2 or not 0 < grid[0] * grid[1] <= count:
+        return POSITION_SCALE * sines(torch.arange(count), width)
+    rows, columns = grid
+    places = torch.arange(rows * columns)
+    half = width // 2
+    patches = torch.cat([sines(places // columns, half), sines(places % columns, width - half)], dim=1)
+    return POSITION_SCALE * F.pad(patches, (0, 0, count - rows * columns, 0))
+
+
 class TokenInput(nn.Module):
     """Tokens of one modality made ready: normalised, projected to the width, given type and position.
 
     The normalisation has no parameters; it makes the head indifferent to the scale of the backbone's
-    states. Positions are learned and counted from the first token; regions and segments, which have no
-    order, get none (`positions=0`).
+    states. Positions are learned, starting from sines and cosines; regions and segments, which have no order,
+    get none (`positions=0`).
     """
 
-    def __init__(self, dim: int, width: int, positions: int) -> None:
+    def __init__(self, dim: int, width: int, positions: int, grid: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.dim = dim
         self.project = nn.Linear(dim, width)
         self.kind = nn.Parameter(torch.empty(width).normal_(std=0.02))
-        self.positions = nn.Parameter(torch.empty(positions, width).normal_(std=0.02)) if positions else None
+        self.positions = nn.Parameter(first_positions(positions, width, grid)) if positions else None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, S, D) → (B, S, W)."""

@@ -7,7 +7,7 @@ regions with segments, jointly for each pair. Its internals are not published. W
   2,048, over trainable projections of the last-layer states give 13.3 M parameters with CLIP ViT-B/32,
   the figure reported of the paper; eight heads, dropout 0.1;
 - parameter-free normalisation of the incoming states, type embeddings, learned positions for patches and
-  for the valid text tokens;
+  for the valid text tokens, which start as sines and cosines (of row and column for patches);
 - the score: mean over all real tokens (or a learned CLS token), LayerNorm, one linear unit;
 - the form "cross": text tokens are queries, image tokens are keys and values that are computed once per
   image and not per pair, so that an image costs its projections and a pair only its text tokens;
@@ -74,7 +74,7 @@ class TFLocal(Scorer):
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__()
         self.settings = config
-        self.image_input = TokenInput(dims.image_dim, config.width, dims.image_tokens)
+        self.image_input = TokenInput(dims.image_dim, config.width, dims.image_tokens, dims.image_grid)
         self.text_input = TokenInput(dims.text_dim, config.width, dims.context_length)
         self.cls = nn.Parameter(torch.empty(config.width).normal_(std=0.02)) if config.pool == "cls" else None
         self.blocks = nn.ModuleList(self.block() for _ in range(config.layers))
