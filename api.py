@@ -210,8 +210,8 @@ def _pairs(workspace: Workspace, backbone: str, data: str, config: FitConfig) ->
 
 
 def _called(split: str, known: Sequence[str], others: Sequence[str]) -> str:
-    """The split itself if the dataset has it, else the first of its usual other names, else ""."""
-    return next((name for name in (split, *others) if name and split and name in known), "")
+    """The split itself if the dataset has it, else the first of its usual other names; "" asked, or none, is ""."""
+    return next((name for name in (split, *others) if split and name in known), "")
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from .. import registry
 from ..config import from_dict
-from ..errors import InputError, UsageError
+from ..errors import InputError, SpecMismatch, UsageError
 from ..stores.spec import FeatureSpec
 from . import runs
 from .batches import Batch, Features, FeatureTable, open_table
-from .checkpoint import load_state, save_scorer, save_state
+from .checkpoint import load_scorer, load_state, save_scorer, save_state
 from .pairs import PairTable
 from .recipe import FitConfig, OptimConfig, load_recipe
 from .sampling import Sampler
@@ -255,7 +255,15 @@ def _head(config: FitConfig, store: Features) -> Scorer:
     scorer = build_head(name, options, Dims.of(store.spec))
     if not scorer.trainable:
         raise UsageError(f"head '{name}' has nothing to fit", f"Evaluate it as it is: --head {name}")
-    return scorer
+    if not config.init:
+        return scorer
+    start = load_scorer(Path(config.init), store.spec)
+    if (start.head, start.config) != (scorer.head, scorer.config):
+        raise SpecMismatch(
+            f"init = {config.init} is a '{start.head}' with other settings than this run's",
+            "Start from a checkpoint of the same [head] table, or leave init out.",
+        )
+    return start.train()
 
 
 def _open(

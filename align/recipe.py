@@ -66,6 +66,7 @@ class ValidationConfig:
 @dataclass(frozen=True)
 class FitConfig:
     """head, loss  "name" and the options of that part
+    init        checkpoint of the same head on the same features to start from, "" = at random
     precision   "32-true", or "bf16-mixed": products in bfloat16, parameters, scores and loss in float32
     log_every   steps between lines of metrics.jsonl
     """
@@ -75,6 +76,7 @@ class FitConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    init: str = ""
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     log_every: int = 10

@@ -230,3 +230,12 @@ def test_ls_and_doctor(work):
     assert {"shapes", "sugarcrepe", "bivlc", "winoground"} <= set(listing["benchmarks"])
     assert all(text for kind in registry.KINDS for text in listing[kind].values())
     assert json.loads(run("doctor", "--json")[1])["workspace"] == str(work)
+
+
+def test_splits_go_by_their_usual_names():
+    from compal.api import _called
+
+    assert _called("train", ["train2017", "val2017"], ("train2017",)) == "train2017"
+    assert _called("validation", ["train", "val"], ("val", "val2017")) == "val"
+    assert _called("", ["train", "val"], ("val",)) == ""
+    assert _called("test", ["train"], ("val",)) == ""

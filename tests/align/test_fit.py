@@ -353,3 +353,17 @@ def test_settings_survive_toml():
     stages = 'data.curriculum=[{until=0.5, column="objects", match=["1", "2"]}]'
     asked = config(stages).complete()
     assert from_dict(FitConfig, to_dict(asked)) == asked
+
+
+def test_init_starts_from_a_fitted_head(store, stores, quad_table, tmp_path):
+    first = fit(config(), store, quad_table, None, tmp_path / "first").checkpoint
+    still = config(f"init={first}", "optim.steps=1", "optim.lr=0.0", "optim.weight_decay=0.0")
+    second = fit(still, store, quad_table, None, tmp_path / "second").checkpoint
+    states = [load_scorer(path, store.spec).state_dict() for path in (first, second)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    with pytest.raises(SpecMismatch, match=r"other settings.*same \[head\] table"):
+        fit(config(f"init={first}", "head.width=8"), store, quad_table, None, tmp_path / "third")
+    with pytest.raises(SpecMismatch):
+        fit(config(f"init={first}"), stores["regions"], quad_table, None, tmp_path / "fourth")
+    with pytest.raises(InputError):
+        fit(config("init=nowhere.safetensors"), store, quad_table, None, tmp_path / "fifth")
