@@ -140,16 +140,17 @@ def open_store(
     return store_of(resolve(backbone, level, dtype), workspace)
 
 
-def store_of(spec: FeatureSpec, workspace: Workspace) -> Store:
-    """The store of a spec. Raises `MissingFeatures` naming the command that makes it."""
+def store_of(spec: FeatureSpec, workspace: Workspace, benchmark: str = "") -> Store:
+    """The store of a spec. Raises `MissingFeatures` naming the command that makes it, for a `benchmark` if given."""
     from .stores.store import Store
 
     folder = workspace.find_store(spec)
     if not (folder / "spec.json").is_file():
-        level = "" if spec.level == "tokens" else f" --level {spec.level}"
+        asked = "" if spec.level == "tokens" else f" --level {spec.level}"
+        asked += f" --benchmark {benchmark}, or add --extract" if benchmark else ""
         raise MissingFeatures(
             f"no features of {spec.backbone} at level '{spec.level}' in {workspace.stores}",
-            f"Make them: compal extract --backbone {spec.backbone}{level}",
+            f"Make them: compal extract --backbone {spec.backbone}{asked}",
         )
     return Store.open(folder)
 
@@ -296,7 +297,7 @@ def evaluate(
     spec = resolve(backbone, level)
     if extract_missing:
         extract_benchmark(backbone, benchmark, sources, level=level, workspace=workspace, progress=extracting)
-    store = store_of(spec, workspace)
+    store = store_of(spec, workspace, benchmark)
     entries = scorers(store, heads, runs, workspace, device)
     named = {(labels or {}).get(entry.label, entry.label): entry for entry in entries}
     options = Options(
