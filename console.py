@@ -128,7 +128,7 @@ def show_run(run: RunResult, as_json: bool) -> None:
     best = "" if run.score is None else f", best validation {run.metric} {run.score:.1f} % at step {run.best_step:,}"
     print(f"{run.parameters:,} parameters, {run.steps:,} steps in {run.seconds:.0f} s{best}")
     print(f"run    {run.run_dir}")
-    print(f"next   compal eval shapes --run {run.run_dir.name}")
+    print(f"next   compal eval BENCHMARK --run {run.run_dir.name}    (compal ls benchmarks)")
 
 
 def show_info(info: dict[str, Any], as_json: bool) -> None:
