@@ -3,9 +3,9 @@
 Rows follow the item's own order: row k of an image is box k, row k of a caption is its k-th object phrase.
 What has none is one region: the whole image, the whole caption, which are always the pooled row.
 
-A clause about two objects has no box of its
-own, so relation segments stay out: with them, and the whole image beside its boxes, the best region of a
-phrase is often neither object's (swapped colours of the embedded world: 36 % instead of 43 %, group score).
+A clause about two objects has no box of its own, so relation segments stay out: with them, and the whole image
+beside its boxes, the best region of a phrase is often neither object's (200 swaps of colour in the embedded world:
+36 % instead of 42 %, group score).
 """
 
 from __future__ import annotations
