@@ -6,7 +6,6 @@ failed, 4 remote, 130 interrupted (start the same command again: it goes on wher
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -75,10 +74,6 @@ def _choose(workspace: Workspace, backbone: str, data: str | None = None) -> tup
     if said:
         print(f"using {', '.join(said)}", file=sys.stderr)
     return chosen, dataset
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=1, ensure_ascii=False, default=str))
 
 
 @app.command(rich_help_panel="The three stages")
@@ -291,7 +286,9 @@ def ls(
         else:
             listing[one] = {name: registry.summary(one, name) for name in registry.names(one)}
     if as_json:
-        _print_json(listing)
+        from . import console
+
+        console.print_json(listing)
         return
     for one, parts in listing.items():
         print(one)

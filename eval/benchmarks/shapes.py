@@ -9,11 +9,10 @@ nothing held out), `unseen_combinations` (of shape with colour or texture), `uns
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 from ...errors import UnknownName
 from ...stores.items import Item, caption_key
-from ...world.render import render
+from ...world.items import caption, picture
 from ...world.splits import JUDGED, Quad, quads
 from ...world.vocabulary import CATEGORIES
 from ..sources import QUAD_TRUTH, Group, Sources
@@ -43,13 +42,13 @@ def items(sources: Sources) -> Iterator[Item]:
     """The pictures (with boxes) and captions (with segments) that must be in the store."""
     for name, quad in _quads(sources):
         for scene, told in zip(quad.scenes, quad.captions, strict=True):
-            yield Item.rendered(scene.recipe(), partial(render, scene), f"shapes/{name}", scene.boxes())
-            yield Item.caption(told.text, f"shapes/{name}", told.segments)
+            yield picture(scene, f"shapes/{name}")
+            yield caption(told, f"shapes/{name}")
 
 
 def groups(sources: Sources) -> Iterator[Group]:
     """One group per quadruplet: pictures 0 and 1, captions 0 and 1; caption i tells picture i."""
     for name, quad in _quads(sources):
-        images = tuple(Item.rendered(scene.recipe(), partial(render, scene), name).key for scene in quad.scenes)
+        images = tuple(picture(scene, name).key for scene in quad.scenes)
         captions = tuple(caption_key(told.text) for told in quad.captions)
         yield Group(name, images, captions, QUAD_TRUTH, quad.category, f"shapes/{name}")

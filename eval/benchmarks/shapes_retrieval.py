@@ -7,11 +7,10 @@ stands beside `shapes`: an encoder that fails there for want of training fails h
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 from ...stores.items import Item, caption_key
 from ...world.captions import Caption
-from ...world.render import render
+from ...world.items import caption, picture
 from ...world.scenes import Scene
 from ...world.splits import plain
 from ..sources import Group, Sources
@@ -44,14 +43,14 @@ def _scenes() -> Iterator[tuple[Scene, Caption]]:
 def items(sources: Sources) -> Iterator[Item]:
     """The pictures and captions that must be in the store."""
     for scene, told in _scenes():
-        yield Item.rendered(scene.recipe(), partial(render, scene), "shapes/retrieval", scene.boxes())
-        yield Item.caption(told.text, "shapes/retrieval", told.segments)
+        yield picture(scene, "shapes/retrieval")
+        yield caption(told, "shapes/retrieval")
 
 
 def groups(sources: Sources) -> Iterator[Group]:
     """One group of all pictures and captions."""
     found = list(_scenes())
-    images = tuple(Item.rendered(scene.recipe(), partial(render, scene), "").key for scene, _ in found)
+    images = tuple(picture(scene, "").key for scene, _ in found)
     captions = tuple(caption_key(told.text) for _, told in found)
     truth = tuple(tuple(row == column for column in range(SCENES)) for row in range(SCENES))
     yield Group("retrieval", images, captions, truth, "", "shapes/retrieval")

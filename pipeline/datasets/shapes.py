@@ -9,13 +9,12 @@ templates occur in no other split. Nothing is read from disk; `root` is ignored.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from ...errors import UnknownName
 from ...stores.items import Item, Pair
 from ...world.captions import Caption
-from ...world.render import render
+from ...world.items import caption, picture
 from ...world.scenes import RENDERER, Scene
 from ...world.splits import PLAIN, QUADS, plain, quads
 
@@ -26,16 +25,6 @@ INFO = {
     "citation": "compal",
     "splits": ("pretrain", *QUADS),
 }
-
-
-def picture(scene: Scene, source: str) -> Item:
-    """The scene as an image item; it is rendered when it is decoded, not when it is planned."""
-    return Item.rendered(scene.recipe(), partial(render, scene), source, scene.boxes())
-
-
-def caption(told: Caption, source: str) -> Item:
-    """The caption as a text item with its segments."""
-    return Item.caption(told.text, source, told.segments)
 
 
 def _told(split: str, limit: int | None) -> Iterator[tuple[str, str, Scene, tuple[Caption, ...]]]:
