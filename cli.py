@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import options, registry
-from .errors import CompalError, InputError, UsageError
+from .errors import CompalError, InputError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from .eval.results import ResultRow
@@ -276,6 +276,8 @@ def ls(
     Example: compal ls runs --json
     """
     places = ("stores", "runs")
+    if kind and kind not in (*registry.KINDS, *places):
+        raise UnknownName.among("kind of part", kind, (*registry.KINDS, *places))
     kinds = [kind] if kind else [*registry.KINDS, *places]
     listing: dict[str, dict[str, str]] = {}
     for one in kinds:
@@ -325,8 +327,6 @@ def _store_path(store: str, work: Path | None) -> Path:
             f"'{store}' fits several stores: {', '.join(path.name for path in matching)}",
             "Give more of the name.",
         )
-    from .errors import UnknownName
-
     raise UnknownName.among("store", store, [path.name for path in stores], "Make one: compal extract")
 
 

@@ -66,6 +66,7 @@ UNKNOWN = [
     (["fit", "tflokal", "--backbone", "random"], "no recipe 'tflokal'. Did you mean 'tflocal'?"),
     (["fit", "linear", "--backbone", "random", "--set", "optim.lrr=1"], "Did you mean 'optim.lr'?"),
     (["ls", "benchmark"], "Did you mean 'benchmarks'?"),
+    (["ls", "run"], "Did you mean 'runs'?"),
     (["store", "info", "nothing"], "no store 'nothing'"),
 ]
 
