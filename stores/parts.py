@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from ..config import canonical
 from ..errors import InputError
-from .dense import POOLED_CHUNK_ROWS, NotFinite, write_array, write_group
+from .buffers import Array
 from .files import checksum, disk_errors, link, lock, staging, sync, sync_tree, write_synced
 from .manifest import FOLDERS, PART_NAME, read_done
 from .ragged import write_ragged
@@ -36,9 +36,10 @@ from .rows import (
     ragged_images,
     text_table,
 )
-from .shard import DTYPES, Array
+from .shard import DTYPES
 from .spec import FORMAT_VERSION, FeatureSpec
 from .tables import write_table
+from .writer import POOLED_CHUNK_ROWS, NotFinite, write_array, write_group
 
 # Rows are shuffled by the plan, so a few are a fair sample; all of them would cost more than the write.
 STATISTICS_ROWS = 256
@@ -128,13 +129,18 @@ def _write(
         }
         sync_tree(stage)
         write_synced(stage / "done.json", canonical(record))
-        _publish(root, stage, FOLDERS[kind], origin.name)
+        publish(root, stage, FOLDERS[kind], origin.name)
     if not done.exists():
         raise InputError(f"{done} vanished while part {origin.name} was published", "Run the command again.")
     return _check_same(origin, kind, items)
 
 
-def _publish(root: Path, stage: Path, folder: str, name: str) -> None:
+def publish(root: Path, stage: Path, folder: str, name: str) -> None:
+    """Move a staged part to its place and declare it done, under the lock; nothing if it is done already.
+
+    `stage` holds what a part consists of (`images/…`, `tables/…`, synced) and `done.json`; `folder` is its
+    kind's, `images` or `texts`.
+    """
     with lock(root):
         if (root / "done" / f"{name}.json").exists():
             return

@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import VerificationError
-from .dense import NotFinite, to_finite
+from .buffers import Array
 from .files import RESTORE
-from .shard import Array, Rows
+from .shard import Rows
+from .writer import NotFinite, to_finite
 
 
 def write_ragged(path: Path, tokens: Sequence[Array] | None, pooled: Array, dtype: np.dtype[Any], dim: int = 0) -> None:

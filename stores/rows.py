@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import InputError, VerificationError
+from .buffers import Array
 from .files import RESTORE
 from .items import Segment
-from .shard import Array
 from .spec import FeatureSpec
 
 SPAN = pa.struct([pa.field("start", pa.int32(), nullable=False), pa.field("end", pa.int32(), nullable=False)])

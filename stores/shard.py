@@ -19,11 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import VerificationError
+from .buffers import PAGE, Array
 from .files import RESTORE
 
-Array = NDArray[Any]
 Rows = NDArray[np.int64]
-PAGE = 4096
 CRC_BYTES = 4
 INDEX_ENTRY = 16
 ABSENT = 2**64 - 1  # Zarr's mark for a chunk that holds the fill value

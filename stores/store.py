@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from ..errors import InputError, MissingFeatures, SpecMismatch, VerificationError
 from . import parts
-from .dense import DenseArray, aligned_empty, open_array
+from .buffers import Array, aligned_empty
+from .dense import DenseArray, open_array
 from .files import RESTORE, checked_path, create_only, disk_errors, read_json, sweep
 from .manifest import (
     FOLDERS,
@@ -44,7 +45,7 @@ from .rows import (
     quarantined_of,
     ragged_images,
 )
-from .shard import DTYPES, Array, Rows
+from .shard import DTYPES, Rows
 from .spec import FORMAT_VERSION, FeatureSpec
 from .tables import read_table
 

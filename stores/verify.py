@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import CompalError, VerificationError
-from .dense import DenseArray, aligned_empty, open_array
+from .buffers import Array, aligned_empty
+from .dense import DenseArray, open_array
 from .files import abandoned, checked_path, checksum, read_json
 from .manifest import (
     FOLDERS,
@@ -34,7 +35,6 @@ from .manifest import (
 from .parts import items_digest
 from .ragged import RaggedFile
 from .rows import SCHEMAS, image_dim, quarantined_of, ragged_images
-from .shard import Array
 from .spec import FeatureSpec
 from .tables import read_table
 

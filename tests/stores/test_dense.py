@@ -10,16 +10,9 @@ import pytest
 import zarr
 
 from compal.errors import VerificationError
-from compal.stores.dense import (
-    ForeignArray,
-    NotFinite,
-    ShardedArray,
-    aligned_empty,
-    alignment,
-    open_array,
-    to_finite,
-    write_array,
-)
+from compal.stores.buffers import aligned_empty
+from compal.stores.dense import ForeignArray, ShardedArray, open_array
+from compal.stores.writer import NotFinite, alignment, to_finite, write_array
 
 CASES = {  # name: shape, dtype, rows per chunk, rows per shard
     "small samples": ((7, 3, 8), "float16", 1, 0),

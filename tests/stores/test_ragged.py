@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from compal.errors import VerificationError
-from compal.stores.dense import NotFinite
 from compal.stores.ragged import RaggedFile, write_ragged
+from compal.stores.writer import NotFinite
 
 F2 = np.dtype("<f2")
 

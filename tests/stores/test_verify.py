@@ -8,10 +8,10 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from compal.stores.dense import write_array
 from compal.stores.files import checksum
 from compal.stores.store import Store
 from compal.stores.verify import verify
+from compal.stores.writer import write_array
 
 
 def flip(path, position):
