@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint format types clean
+.PHONY: setup demo test nightly lint format types clean
 
 setup: .venv/.ready
 
@@ -16,6 +16,9 @@ demo: setup  ## the whole pipeline on the embedded world
 
 test: setup
 	$(BIN)/python -m pytest
+
+nightly: setup  ## the tests with 10,000 fuzzed inputs in place of 500
+	COMPAL_FUZZ=10000 $(BIN)/python -m pytest tests/stores
 
 lint: setup
 	$(BIN)/ruff check .

@@ -61,6 +61,7 @@ def extract(
 ) -> list[Summary]:
     """Extract splits of a dataset (all the dataset needs for fitting by default) into one store; one summary each.
 
+    What the workspace's remotes hold is pulled instead of computed (`config.remotes` says which are asked).
     Writes the pairs tables that `fit` reads. Raises what `pipeline.extract.extract_dataset` raises.
     """
     from .pipeline.encoder import resolve
@@ -69,10 +70,20 @@ def extract(
     workspace = workspace or Workspace.find()
     data = dataset_name(data)
     spec = resolve(backbone, level, dtype)
+    config = config or _asking(workspace)
     return [
         extract_dataset(data, split, spec, workspace, config, limit, progress)
         for split in splits or default_splits(data, workspace)
     ]
+
+
+def item_keys(data: str, splits: Sequence[str] = (), workspace: Workspace | None = None) -> set[str]:
+    """The keys of a dataset's images and captions; what `extract` asks remotes for."""
+    workspace = workspace or Workspace.find()
+    data = dataset_name(data)
+    name, root = workspace.dataset(data)
+    module = registry.load("datasets", name)
+    return {item.key for split in splits or default_splits(data, workspace) for item in module.items(root, split, None)}
 
 
 def default_splits(data: str, workspace: Workspace) -> list[str]:
@@ -127,16 +138,36 @@ def extract_benchmark(
     spec = resolve(backbone, level, dtype)
     module = registry.load("benchmarks", benchmark)
     sources.check_split(benchmark, module.INFO)
+    config = config or _asking(workspace)
     return extract_items(module.items(sources), spec, workspace.find_store(spec), config, progress)
 
 
+def _asking(workspace: Workspace) -> ExtractConfig:
+    """How to extract where nothing is said: the workspace's remotes are asked first."""
+    from .pipeline.plan import ExtractConfig
+
+    return ExtractConfig(remotes=tuple(workspace.remotes))
+
+
 def open_store(
-    backbone: str, level: str = "tokens", dtype: str = "float16", workspace: Workspace | None = None
+    backbone: str,
+    level: str = "tokens",
+    dtype: str = "float16",
+    workspace: Workspace | None = None,
+    remote: str = "",
 ) -> Store:
-    """The workspace's store of a backbone's features. Raises `MissingFeatures` if it is not there."""
+    """The workspace's store of a backbone's features. Raises `MissingFeatures` if it is not there.
+
+    With `remote` (a name of compal.toml, or a URL) the store is read where it lies: samples by ranged GETs,
+    what is fetched whole kept in `workspace/cache`.
+    """
     from .pipeline.encoder import resolve
 
     workspace = workspace or Workspace.find()
+    if remote:
+        from .stores.remotes.lazy import open_remote
+
+        return open_remote(workspace.remote(remote), resolve(backbone, level, dtype).folder, workspace.path / "cache")
     return store_of(resolve(backbone, level, dtype), workspace)
 
 

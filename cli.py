@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from . import options, registry
-from .errors import CompalError, InputError, UnknownName, UsageError
+from . import cli_share, options, registry
+from .cli_store import find_workspace, store_app
+from .errors import CompalError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from .eval.results import ResultRow
@@ -29,7 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-store_app = typer.Typer(no_args_is_help=True, help="Look into a feature store and prove that it is whole.")
 app.add_typer(store_app, name="store")
 
 
@@ -55,12 +55,6 @@ def _root(
     version: options.Version = False,
 ) -> None:
     pass
-
-
-def _workspace(work: Path | None) -> Workspace:
-    from .workspace import Workspace
-
-    return Workspace(work.expanduser().resolve()) if work else Workspace.find()
 
 
 def _choose(workspace: Workspace, backbone: str, data: str | None = None) -> tuple[str, str]:
@@ -91,6 +85,7 @@ def extract(
     batch_size: options.BatchSize = 64,
     workers: options.Workers = 2,
     device: options.Device = "cpu",
+    no_remote: options.NoRemote = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
     work: options.Work = None,
@@ -99,7 +94,7 @@ def extract(
 
     Writes WORKSPACE/stores/BACKBONE-LEVEL-FINGERPRINT and WORKSPACE/pairs.
     Killed at any moment, the same command goes on where it was.
-    What another dataset has extracted already is not extracted again.
+    What another dataset, or a teammate (see `compal store push`), has extracted is not extracted again.
 
     Example: compal extract --backbone open_clip:ViT-B-32-quickgelu --data coco:/data/coco --split val2017
 
@@ -108,8 +103,9 @@ def extract(
     from . import api, console
     from .pipeline.plan import ExtractConfig
 
-    workspace = _workspace(work)
-    config = ExtractConfig(batch_size=batch_size, workers=workers, device=device)
+    workspace = find_workspace(work)
+    remotes = () if no_remote else tuple(workspace.remotes)
+    config = ExtractConfig(batch_size=batch_size, workers=workers, device=device, remotes=remotes)
     if benchmark:
         if data or split:
             raise UsageError("--benchmark brings its own items", "Drop --data and --split, or --benchmark.")
@@ -160,7 +156,7 @@ def fit(
     """
     from . import api, console
 
-    workspace = _workspace(work)
+    workspace = find_workspace(work)
     chosen, dataset = _choose(workspace, backbone, data)
     with console.Fitting() as fitting:
         run = api.fit(
@@ -203,7 +199,7 @@ def evaluate(
     from . import api, console
     from .eval import report as reporting
 
-    workspace = _workspace(work)
+    workspace = find_workspace(work)
     chosen, _ = _choose(workspace, backbone)
     sources = _sources(workspace, benchmark, root, images, allow_missing, split, limit)
     with console.Ticking() as ticking:
@@ -234,7 +230,7 @@ def report(
     from .eval import report as reporting
     from .eval.results import load_results
 
-    rows: list[ResultRow] = load_results(path or _workspace(work).path / "scores")
+    rows: list[ResultRow] = load_results(path or find_workspace(work).path / "scores")
     print(reporting.render(rows, "json" if as_json else format_, by_category, drop or ()), end="")
 
 
@@ -260,12 +256,13 @@ def demo(
     """
     from . import demo as show
 
-    show.run(_workspace(work), as_json)
+    show.run(find_workspace(work), as_json)
 
 
 @app.command(rich_help_panel="Look")
 def ls(
     kind: options.Kind = "",
+    remote: options.OnRemotes = False,
     as_json: options.Json = False,
     work: options.Work = None,
 ) -> None:
@@ -273,16 +270,25 @@ def ls(
 
     Example: compal ls backbones
 
+    Example: compal ls --remote
+
     Example: compal ls runs --json
     """
     places = ("stores", "runs")
+    if remote:
+        from . import console_store
+
+        if kind not in ("", "stores"):
+            raise UsageError(f"remotes hold stores, not {kind}", "Leave out the kind.")
+        console_store.show_remote(cli_share.list_remote(work), as_json)
+        return
     if kind and kind not in (*registry.KINDS, *places):
         raise UnknownName.among("kind of part", kind, (*registry.KINDS, *places))
     kinds = [kind] if kind else [*registry.KINDS, *places]
     listing: dict[str, dict[str, str]] = {}
     for one in kinds:
         if one in places:
-            workspace = _workspace(work)
+            workspace = find_workspace(work)
             found = workspace.list_stores() if one == "stores" else workspace.list_runs()
             listing[one] = {path.name: str(path) for path in found}
         else:
@@ -311,64 +317,7 @@ def doctor(as_json: options.Json = False, work: options.Work = None) -> None:
     """
     from . import console
 
-    console.show_doctor(_workspace(work), as_json)
-
-
-def _store_path(store: str, work: Path | None) -> Path:
-    """A store by its path, or by the beginning of its folder's name in the workspace."""
-    if store and Path(store).is_dir():
-        return Path(store)
-    stores = _workspace(work).list_stores()
-    matching = [path for path in stores if path.name.startswith(store)] if store else stores
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        raise InputError(
-            f"'{store}' fits several stores: {', '.join(path.name for path in matching)}",
-            "Give more of the name.",
-        )
-    raise UnknownName.among("store", store, [path.name for path in stores], "Make one: compal extract")
-
-
-@store_app.command("info")
-def store_info(
-    store: options.StoreName = "",
-    as_json: options.Json = False,
-    work: options.Work = None,
-) -> None:
-    """Say what a store holds, how it was made and what could not be read.
-
-    Example: compal store info
-
-    Example: compal store info shapes-vit --json
-    """
-    from . import console
-    from .stores.store import Store
-
-    console.show_info(Store.open(_store_path(store, work)).info(), as_json)
-
-
-@store_app.command("verify")
-def store_verify(
-    store: options.StoreName = "",
-    deep: options.Deep = True,
-    as_json: options.Json = False,
-    work: options.Work = None,
-) -> None:
-    """Prove that a store is whole; exit code 3 and a list of problems if it is not.
-
-    Example: compal store verify
-
-    Example: compal store verify shapes-vit --no-deep
-    """
-    from . import console
-    from .stores.verify import verify
-
-    path = _store_path(store, work)
-    problems = verify(path, deep)
-    console.show_problems(path, problems, as_json)
-    if problems:
-        raise typer.Exit(3)
+    console.show_doctor(find_workspace(work), as_json)
 
 
 if __name__ == "__main__":

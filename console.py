@@ -97,6 +97,12 @@ def show_summaries(done: Sequence[Summary], as_json: bool) -> None:
             f"{summary.images:,} images and {summary.texts:,} captions extracted, {summary.reused:,} were there"
             f" ({summary.seconds:.1f} s, {summary.forward_seconds:.1f} s of them forward)"
         )
+        if summary.pulled:
+            print(
+                f"  {summary.pulled:,} came from a remote, which saved {summary.saved_seconds:.1f} s of forward passes"
+            )
+        for note in summary.notes:
+            print(f"  {note}")
         if summary.truncated:
             print(f"  {summary.truncated:,} captions were longer than the context and are flagged as truncated")
         if summary.quarantined:

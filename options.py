@@ -46,7 +46,7 @@ Root = Annotated[Path | None, _option(WHAT, "The benchmark's files.")]
 Images = Annotated[Path | None, _option(WHAT, "The benchmark's photographs, if not below --root.")]
 AllowMissing = Annotated[bool, _option(WHAT, "Leave out and list items without a photograph.", "--allow-missing")]
 Level = Annotated[str, _option(WHAT, "Where the ladder is cut: pooled, tokens or regions.")]
-Dtype = Annotated[str, _option(WHAT, "On disk: float16 or float32.")]
+Dtype = Annotated[str, _option(WHAT, "On disk: float16, bfloat16 or float32.")]
 Limit = Annotated[int | None, _option(WHAT, "Take only the first so many.", min=1)]
 
 Recipe = Annotated[str, typer.Argument(help="Recipe name (`compal ls recipes`) or a TOML file.")]
@@ -77,3 +77,33 @@ Kind = Annotated[
 ]
 StoreName = Annotated[str, typer.Argument(help="Path, or the beginning of a name in the workspace.")]
 Deep = Annotated[bool, typer.Option(help="Also checksum every sample and check every value.")]
+
+FirstStore = Annotated[str, typer.Argument(help="Path, or the beginning of a name in the workspace.")]
+OtherStore = Annotated[str, typer.Argument(help="The store to compare with.")]
+Atol = Annotated[float, _option(WHAT, "Values may differ by so much.", min=0.0)]
+Rtol = Annotated[float, _option(WHAT, "…, and by this share of the other's magnitude.", min=0.0)]
+Version_ = Annotated[int, typer.Argument(help="Number of the version, see `compal store log`.", min=1)]
+PartSize = Annotated[int, _option(WHAT, "Size a part aims at, MiB.", min=1)]
+Days = Annotated[float, _option(WHAT, "Keep what a version of the last so many days lists.", min=0.0)]
+Sources = Annotated[list[str], typer.Argument(help="Stores, by path or by the beginning of a name.")]
+Into = Annotated[Path, _option(OUTPUT, "Folder of the store to write.", "--into")]
+NewFolder = Annotated[Path | None, _option(OUTPUT, "Folder to write.", "--into", show_default="beside the store")]
+CastTo = Annotated[str, _option(WHAT, "bfloat16, float16, float32 or int8.")]
+NewFile = Annotated[Path, typer.Argument(help="File or folder to write; it must not exist.")]
+ExistingFile = Annotated[Path, typer.Argument(help="File or folder to read.")]
+StoreFormat = Annotated[str, _option(WHAT, "See `compal ls formats`.", "--format", show_default="by suffix")]
+Mapping = Annotated[
+    list[str] | None,
+    _option(
+        WHAT, "Which dataset of the file holds keys, pooled, tokens, captions; repeat.", "--map", metavar="WHAT=NAME"
+    ),
+]
+
+RemoteName = Annotated[str, _option(WHAT, "Remote of compal.toml, or a URL.", "--remote", show_default="the only one")]
+RemoteStore = Annotated[str, typer.Argument(help="Beginning of its name on the remote.", show_default="the only one")]
+OnlyData = Annotated[str, _option(WHAT, "Only the parts that this dataset needs, NAME[:ROOT].", "--data")]
+TrustVersion = Annotated[int | None, _option(WHAT, "Version to pin.", "--version", show_default="newest", min=1)]
+Forget = Annotated[bool, _option(WHAT, "Remove the pin.", "--forget")]
+NoRemote = Annotated[bool, _option(MACHINE, "Do not ask the remotes before computing.", "--no-remote")]
+OnRemotes = Annotated[bool, typer.Option("--remote", help="List the stores on the remotes of compal.toml.")]
+StoresFolder = Annotated[Path | None, _option(OUTPUT, "Folder of stores.", "--into", show_default="WORKSPACE/stores")]

@@ -36,6 +36,7 @@ KINDS = {
     "losses": Kind("loss", "align/losses", ("Config", "loss")),
     "recipes": Kind("recipe", "align/recipes", (), ".toml"),
     "benchmarks": Kind("benchmark", "eval/benchmarks", ("INFO", "items", "groups")),
+    "formats": Kind("format", "stores/formats", ("SUFFIX", "export")),
 }
 
 

@@ -8,6 +8,12 @@ A `compal.toml`, found upward from the current folder, may say
     [defaults]
     backbone = "siglip2"
     data = "coco"
+    [remotes]                         # where the team shares its stores
+    team = "s3://bucket/prefix"       # or file, gs, az, sftp, hf
+    [remote_options.team]
+    endpoint = "https://storage.example.org"
+
+Secrets stay in the environment; a setting that looks like one is refused.
 
 Without one the workspace is $COMPAL_HOME, else ./compal-work. Nothing is created before something is written.
 """
@@ -20,16 +26,19 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from .config import from_dict, read_toml
-from .errors import CompalError, InputError
+from .errors import CompalError, InputError, UnknownName, UsageError
 from .registry import split_argument
 
 CONFIG_FILE = "compal.toml"
 DEFAULT_FOLDER = "compal-work"
+SECRET = re.compile(r"secret|passw|token|credential|(access|account|api|private|sas|shared)_?key|^key$|signature", re.I)
+CREDENTIALS = re.compile(r"^[a-z0-9+]+://[^/@]*:[^/@]*@", re.I)
+ENVIRONMENT = "Put it into the environment (AWS_SECRET_ACCESS_KEY, …), an agent or the provider's own login."
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,24 @@ class Settings:
     workspace: str = ""
     roots: dict[str, str] = field(default_factory=dict)
     defaults: Defaults = field(default_factory=Defaults)
+    remotes: dict[str, str] = field(default_factory=dict)
+    remote_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Where stores are shared.
+
+    name        as compal.toml calls it, or the URL itself
+    url         `file://`, `s3://`, `gs://`, `az://`, `sftp://`, `ssh://`, `hf://`, or a folder
+    options     endpoint, region, … (`stores.remotes.objects.OPTIONS` says which)
+    trust_file  where the manifests that the user trusts are pinned, None for nowhere
+    """
+
+    name: str
+    url: str
+    options: dict[str, Any] = field(default_factory=dict)
+    trust_file: Path | None = None
 
 
 class HasFolder(Protocol):
@@ -78,6 +105,10 @@ class Workspace:
                 return cls(folder / inside, settings, file)
         home = os.environ.get("COMPAL_HOME")
         return cls(Path(home).expanduser().resolve() if home else start / DEFAULT_FOLDER)
+
+    def at(self, path: Path) -> Workspace:
+        """Another folder under the same settings."""
+        return replace(self, path=Path(path).expanduser().resolve())
 
     @property
     def stores(self) -> Path:
@@ -131,6 +162,27 @@ class Workspace:
         return self.pairs / slug / f"{_slug(split)}.parquet"
 
     @property
+    def remotes(self) -> list[Remote]:
+        """The remotes that compal.toml names, in its order."""
+        return [self.remote(name) for name in self.settings.remotes]
+
+    def remote(self, name: str) -> Remote:
+        """A remote by its name in compal.toml, by URL or by folder. Raises `UnknownName`; `UsageError` for a
+        URL that holds a password."""
+        url = self.settings.remotes.get(name, "")
+        if not url and ("://" in name or "/" in name):
+            url = name
+        if not url:
+            cure = f'Name it in {CONFIG_FILE}: [remotes] {name} = "s3://bucket/prefix", or give a URL.'
+            raise UnknownName.among("remote", name, self.settings.remotes, cure)
+        if CREDENTIALS.match(url):
+            raise UsageError(f"the URL of remote '{name.rpartition('@')[2]}' holds a password", ENVIRONMENT)
+        if "://" not in url:
+            folder = self.settings_file.parent if self.settings_file and url != name else Path.cwd()
+            url = (folder / Path(url).expanduser()).as_uri()
+        return Remote(name, url.rstrip("/"), self.settings.remote_options.get(name, {}), self.path / "trust.json")
+
+    @property
     def state_file(self) -> Path:
         """Where the names used last are remembered."""
         return self.path / "state.json"
@@ -155,7 +207,7 @@ class Workspace:
             former = Defaults()
         latest = Defaults(backbone or former.backbone, data or former.data)
         if latest != former:
-            _write_atomically(self.state_file, json.dumps(asdict(latest), indent=1) + "\n")
+            write_atomically(self.state_file, json.dumps(asdict(latest), indent=1) + "\n")
 
     def choose(self, what: Literal["backbone", "data"], given: str = "", fallback: str = "") -> tuple[str, str]:
         """The name to use and where it comes from, for the command to print: `given` on the command line,
@@ -173,9 +225,25 @@ def _settings(file: Path) -> Settings:
     """Read and check a compal.toml; every message starts with the file."""
     data = read_toml(file)
     try:
-        return from_dict(Settings, data)
+        settings = from_dict(Settings, data)
+        _check_remotes(settings)
+        return settings
     except CompalError as error:
         raise type(error)(f"{file}: {error.what}", error.cure) from None
+
+
+def _check_remotes(settings: Settings) -> None:
+    for name, url in settings.remotes.items():
+        if CREDENTIALS.match(url):
+            raise UsageError(f"'remotes.{name}' holds a password", ENVIRONMENT)
+    for name, options in settings.remote_options.items():
+        if name not in settings.remotes:
+            raise UnknownName.among("remote", name, settings.remotes, "Its options need its URL: [remotes]")
+        for key, value in options.items():
+            if SECRET.search(key):
+                raise UsageError(f"'remote_options.{name}.{key}' looks like a secret", ENVIRONMENT)
+            if not isinstance(value, str | int | float | bool):
+                raise UsageError(f"setting 'remote_options.{name}.{key}' must be a text, a number or true or false")
 
 
 def _slug(text: str) -> str:
@@ -186,7 +254,7 @@ def _slug(text: str) -> str:
     return f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("-")
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write beside, sync, rename: a reader sees the old file or the new one."""
     temporary = None
     try:

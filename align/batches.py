@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..stores.dtypes import READ, pooled_dtype
 from ..stores.spec import FeatureSpec
 
 Needs = Literal["pooled", "tokens"]
@@ -278,8 +279,8 @@ class FeatureTable:
 
 def estimated_bytes(store: Features, images: list[str], captions: list[str], needs: Needs) -> int:
     """What `FeatureTable.loaded` would hold. Exact for dense rows; ragged ones by the mean of a sample."""
-    size = 4 if store.spec.dtype == "float32" else 2
-    total = (len(images) + len(captions)) * store.spec.pooled_dim * size
+    size = READ[store.spec.dtype].itemsize
+    total = (len(images) + len(captions)) * store.spec.pooled_dim * READ[pooled_dtype(store.spec.dtype)].itemsize
     image, text = _image_reader(store, needs), _text_reader(store, needs)
     for reader, keys in ((image, images), (text, captions)):
         if reader is None or not keys:

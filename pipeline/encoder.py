@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from .. import registry
-from ..errors import InputError, SpecMismatch, UnknownName
-from ..stores.shard import DTYPES
+from ..errors import InputError, SpecMismatch, UnknownName, UsageError
+from ..stores.dtypes import READ
 from ..stores.spec import LEVELS, FeatureSpec
 from .spans import Span
 
@@ -77,8 +77,8 @@ def resolve(name: str, level: str = "tokens", dtype: str = "float16") -> Feature
     """
     if level not in LEVELS:
         raise UnknownName.among("level", level, LEVELS)
-    if dtype not in DTYPES:
-        raise UnknownName.among("dtype", dtype, DTYPES)
+    if dtype not in READ:
+        raise UnknownName.among("dtype", dtype, READ)
     part, argument = registry.split_argument(name)
     return cast(FeatureSpec, registry.load("backbones", part).spec(argument, level=level, dtype=dtype))
 
@@ -87,8 +87,11 @@ def load_encoder(spec: FeatureSpec, device: str = "cpu") -> Encoder:
     """The encoder that a spec describes, on a torch device (`cpu`, `cuda`, `cuda:1`, `mps`).
 
     Raises `InputError` if the device does not exist or the weights cannot be had; `SpecMismatch` if they
-    are no longer those of the spec.
+    are no longer those of the spec; `UsageError` for a dtype that is cast from another store, int8.
     """
+    if spec.dtype == "int8":
+        cure = "Extract with --dtype float16, then: compal store cast STORE --dtype int8"
+        raise UsageError("features are not extracted as int8, whose scales need whole parts", cure)
     part, _ = registry.split_argument(spec.backbone)
     module = registry.load("backbones", part)
     if device != "cpu":

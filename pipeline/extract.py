@@ -1,27 +1,31 @@
-"""The one loop from items to a store: plan, decode, encode, write, commit.
+"""The one loop from items to a store: plan, ask the remotes, decode, encode, write, commit.
 
 Every part is complete or absent, so a run that is killed goes on where it was by starting again, and ends in
-the same bytes. Nothing becomes visible to readers before the one commit at the end.
+the same bytes. Nothing that is computed becomes visible to readers before the one commit at the end.
 """
 
 from __future__ import annotations
 
 import itertools
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from .. import registry
-from ..errors import SpecMismatch
+from ..errors import CompalError, SpecMismatch
 from ..stores.items import Item, Pair
 from ..stores.pairs import write_pairs
 from ..stores.rows import Quarantined
 from ..stores.spec import FeatureSpec
 from ..stores.store import Store
-from ..workspace import Workspace
+from ..workspace import Remote, Workspace
 from .decode import Decoder
 from .encoder import Encoder, load_encoder
 from .forward import Forward, encode_images, encode_texts
@@ -51,9 +55,10 @@ __all__ = [
 
 
 class Progress(Protocol):
-    """Hears how many of the planned items of a kind, "image" or "text", are done, quarantined ones too."""
+    """Hears how many of the planned items of a kind, "image" or "text", are done, quarantined ones too; and
+    of "pull" how many bytes have come from a remote."""
 
-    def __call__(self, kind: Kind, done: int, total: int, /) -> None: ...
+    def __call__(self, kind: str, done: int, total: int, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,14 @@ class Summary:
 
     store            the store's folder
     images, texts    how many this run encoded
-    reused           how many of the wanted items were there before
+    reused           how many of the wanted items were in the store before
     quarantined      the wanted items that cannot be read, found now or before
     truncated        how many of the captions encoded now were longer than the context
     seconds          of the whole run, wall clock
     forward_seconds  of the forward passes, transfers included
+    pulled           how many of the wanted items came from remotes
+    saved_seconds    of forward passes that those took where they were computed
+    notes            remotes that could not be asked and why, one line each
     """
 
     store: Path
@@ -77,6 +85,9 @@ class Summary:
     truncated: int
     seconds: float
     forward_seconds: float
+    pulled: int = 0
+    saved_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,8 @@ def extract(
     """Make the store in `folder` hold the features of `items`, and say what was done.
 
     `encoder` is loaded from the spec if none is given and something is left to encode. Unreadable items are
-    listed in the quarantine and stop nothing. Raises `SpecMismatch` if the folder holds features of another
+    listed in the quarantine and stop nothing. What `config.remotes` hold is pulled instead of computed; one that
+    fails is named in the summary's notes. Raises `SpecMismatch` if the folder holds features of another
     spec, `InputError` for features that are not finite, a full or read-only disk, no memory; complete parts
     are kept in every case, and on KeyboardInterrupt too.
     """
@@ -111,6 +123,10 @@ def extract(
     wanted = unique_items(items)
     store = Store.create(folder, spec)
     parts = _plan_and_recover(wanted, store, config)
+    asked = _ask(config.remotes, [part for part in parts if not store.part_done(part.name)], store, progress)
+    if asked.pulled:
+        store = Store.open(folder)
+        parts = plan(wanted, store, config)
     todo = [part for part in parts if not store.part_done(part.name)]
     counts = _Counts(parts, todo, progress)
     if todo:
@@ -123,12 +139,50 @@ def extract(
         store=store.path,
         images=counts.encoded["image"],
         texts=counts.encoded["text"],
-        reused=len(wanted) - len(quarantined) - sum(counts.encoded.values()),
+        reused=len(wanted) - len(quarantined) - sum(counts.encoded.values()) - asked.pulled,
         quarantined=quarantined,
         truncated=counts.truncated,
         seconds=time.perf_counter() - started,
         forward_seconds=forward.seconds if todo else 0.0,
+        pulled=asked.pulled,
+        saved_seconds=asked.saved_seconds,
+        notes=tuple(asked.notes),
     )
+
+
+@dataclass
+class _Asked:
+    """What the remotes gave; the fields are those of the summary."""
+
+    pulled: int = 0
+    saved_seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+def _ask(remotes: Sequence[Remote], todo: Sequence[PlannedPart], store: Store, progress: Progress | None) -> _Asked:
+    """Pull the parts that hold items of `todo` from remotes that have a store of this spec."""
+    asked, left = _Asked(), {item.key for part in todo for item in part.items}
+    for remote in remotes if left else ():
+        from ..stores.remotes.transfer import offers, pull
+
+        try:
+            if not offers(remote, store.spec.folder):
+                continue
+            pulled = pull(remote, store.spec.folder, store.path, left, progress)
+        except CompalError as error:
+            asked.notes.append(f"remote '{remote.name}' was not used: {error}")
+            pulled = None
+        here = Store.open(store.path)
+        if pulled is None:  # what had come whole before the remote failed is used
+            here.commit(here.uncommitted())
+        keys = list(left)
+        there = set(itertools.compress(keys, here.has("image", keys) | here.has("text", keys)))
+        asked.pulled += len(there)
+        asked.saved_seconds += pulled.saved_seconds if pulled else 0.0
+        left -= there | {item.key for item in here.quarantined()}
+        if not left:
+            break
+    return asked
 
 
 def _plan_and_recover(wanted: Sequence[Item], store: Store, config: ExtractConfig) -> list[PlannedPart]:
@@ -154,15 +208,34 @@ def _encode(
             with Decoder(forward.encoder.preprocess, config.workers, regions, pinned) as decoder:
                 decoded = decoder.decode(batch for part in images for batch in batches(part.items, size))
                 for part in images:
-                    own = itertools.islice(decoded, -(-len(part.items) // size))
+                    own, before = itertools.islice(decoded, -(-len(part.items) // size)), forward.seconds
                     rows, refused = encode_images(part, own, forward, counts.tick("image"))
-                    writer.put(store.write_images, part.name, rows, refused, forward.provenance)
+                    writer.put(store.write_images, part.name, rows, refused, _provenance(forward, before))
                     counts.encoded["image"] += len(rows.keys)
         for part in texts:
+            before = forward.seconds
             text_rows, refused = encode_texts(part, forward, counts.tick("text"))
-            writer.put(store.write_texts, part.name, text_rows, refused, forward.provenance)
+            writer.put(store.write_texts, part.name, text_rows, refused, _provenance(forward, before))
             counts.encoded["text"] += len(text_rows.keys)
             counts.truncated += sum(text_rows.truncated)
+
+
+def _provenance(forward: Forward, before: float) -> dict[str, str | int | float]:
+    """What was at work on a part, and for how long: a teammate who pulls it saves that."""
+    seconds = round(forward.seconds - before, 3)
+    return {**forward.provenance, "forward_seconds": seconds, "hardware": _hardware(forward.device)}
+
+
+@cache
+def _hardware(device: torch.device) -> str:
+    """The name of the GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or a processor that does not say
+        return platform.processor() or platform.machine()
 
 
 class _Counts:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError, UsageError
+from ..stores.dtypes import STORED
 from ..stores.items import Item
 from ..stores.rows import ImageRows, Quarantined, TextRows
 from ..stores.spec import FeatureSpec
@@ -25,7 +26,7 @@ from .regions import text_spans
 
 Array = NDArray[Any]
 Tick = Callable[[int], None]
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
+DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 # None: no autocast, the weights' own float32.
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -123,7 +124,9 @@ class Forward:
                 raise InputError(f"the features of {names[row]} overflow {self.spec.dtype}", cure)
             cure = f"Check the weights of {self.spec.backbone}; at reduced precision try float32."
             raise InputError(f"the features of {names[row]} are NaN or infinite", cure)
-        stored: Array = cast.cpu().numpy()
+        # numpy has no bfloat16; the store takes its bits.
+        bits = cast.view(torch.uint16) if cast.dtype == torch.bfloat16 else cast
+        stored: Array = bits.cpu().numpy()
         return stored
 
 
@@ -132,7 +135,7 @@ def encode_images(
 ) -> tuple[ImageRows, list[Quarantined]]:
     """The rows of a part of images, and its items that cannot be read; `tick` hears of each batch."""
     spec, size = forward.spec, len(part.items)
-    dtype = np.float16 if spec.dtype == "float16" else np.float32
+    dtype = STORED[spec.dtype]
     dense = np.empty((size, *spec.image_shape), dtype) if spec.level == "tokens" else None
     ragged: list[Array] | None = [] if spec.level == "regions" else None
     pooled = np.empty((size, spec.pooled_dim), dtype)
@@ -193,7 +196,7 @@ class _Columns:
 
 
 def _stacked(vectors: Sequence[Array], spec: FeatureSpec) -> Array:
-    return np.stack(vectors) if vectors else np.empty((0, spec.pooled_dim), np.float32)
+    return np.stack(vectors) if vectors else np.empty((0, spec.pooled_dim), STORED[spec.dtype])
 
 
 def _encode_captions(items: Sequence[Item], forward: Forward, tick: Tick) -> _Columns:

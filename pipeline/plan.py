@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 from ..errors import UsageError
 from ..stores.items import Item
 from ..stores.spec import FeatureSpec
+from ..workspace import Remote
 
 if TYPE_CHECKING:
     from ..stores.rows import Quarantined
@@ -40,6 +41,7 @@ class ExtractConfig:
     seed           of the order of the rows
     device         torch device of the forward pass
     max_part_rows  upper bound of a part's rows, rounded down to a power of two; may be below 64
+    remotes        asked, in this order, for what others have extracted before anything is computed
     """
 
     batch_size: int = 64
@@ -48,6 +50,7 @@ class ExtractConfig:
     seed: int = 0
     device: str = "cpu"
     max_part_rows: int = MAX_PART_ROWS
+    remotes: tuple[Remote, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "workers", "part_bytes", "max_part_rows"):

@@ -142,6 +142,13 @@ def abandoned(root: Path) -> list[Path]:
     return found
 
 
+def elsewhere(root: Path) -> list[Path]:
+    """Staging folders that writers on other hosts made; whether these live cannot be seen from here."""
+    pattern = re.compile(r".*\.([A-Za-z0-9-]+)\.\d+\.[0-9a-f]{32}")
+    named = ((path, pattern.fullmatch(path.name)) for path in sorted((root / STAGING).glob("*")))
+    return [path for path, match in named if match and match[1] != _host()]
+
+
 def sweep(root: Path) -> None:
     """Delete what killed writers left. A store that cannot be written is left as it is."""
     for path in abandoned(root):
@@ -176,17 +183,20 @@ def replace(root: Path, path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def lock(root: Path) -> Iterator[None]:
-    """One publisher at a time. The kernel releases the lock of a killed process. On a file system without
-    locks, two writers that publish one part at the same moment may mix their files, which `verify` reports."""
+def lock(root: Path) -> Iterator[bool]:
+    """One publisher, committer or collector at a time; the kernel releases the lock of a killed process. Not to
+    be taken twice by one thread. Gives False on a file system without locks, where two writers that publish one
+    part at the same moment may mix their files, which `verify` reports."""
     handle = os.open(root / "spec.json", os.O_RDWR)  # NFS gives exclusive locks to writable handles only
+    held = True
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-        yield
+            held = False
+        yield held
     finally:
         os.close(handle)
 

@@ -8,10 +8,13 @@ same part, the first `done` stays and the second's work is dropped.
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import hashlib
 import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .. import __version__
 from ..config import canonical
 from ..errors import InputError
-from .buffers import Array
+from . import quantized
+from .dtypes import NotFinite, pooled_dtype
 from .files import checksum, disk_errors, link, lock, staging, sync, sync_tree, write_synced
-from .manifest import FOLDERS, PART_NAME, read_done
-from .ragged import write_ragged
+from .manifest import FOLDERS, PART_NAME, done_digest, read_done
+from .ragged_writer import write_ragged
 from .rows import (
     ImageRows,
     Quarantined,
@@ -36,14 +41,10 @@ from .rows import (
     ragged_images,
     text_table,
 )
-from .shard import DTYPES
 from .spec import FORMAT_VERSION, FeatureSpec
+from .statistics import statistics
 from .tables import write_table
-from .writer import POOLED_CHUNK_ROWS, NotFinite, write_array, write_group
-
-# Rows are shuffled by the plan, so a few are a fair sample; all of them would cost more than the write.
-STATISTICS_ROWS = 256
-STATISTICS_VALUES = 1 << 22
+from .writer import POOLED_CHUNK_ROWS, Checksums, write_array, write_group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +62,10 @@ def write_images(origin: Origin, rows: ImageRows) -> None:
     """Write a part of images; see `Store.write_images`."""
     check_images(rows, origin.spec, origin.quarantined)
 
-    def fill(stage: Path) -> None:
+    def fill(stage: Path) -> Checksums:
         if ragged_images(origin.spec) or not rows.keys:
-            _ragged(stage / "images", origin, rows, image_dim(origin.spec))
-        else:
-            _dense(stage / "images" / origin.name, origin.spec, rows)
+            return _ragged(stage / "images", origin, rows, image_dim(origin.spec))
+        return _dense(stage / "images" / origin.name, origin.spec, rows)
 
     _write(origin, "image", rows, image_table(rows), fill)
 
@@ -74,28 +74,37 @@ def write_texts(origin: Origin, rows: TextRows) -> None:
     """Write a part of captions; see `Store.write_texts`."""
     check_texts(rows, origin.spec, origin.quarantined)
 
-    def fill(stage: Path) -> None:
-        _ragged(stage / "texts", origin, rows, origin.spec.text_dim)
+    def fill(stage: Path) -> Checksums:
+        return _ragged(stage / "texts", origin, rows, origin.spec.text_dim)
 
     _write(origin, "text", rows, text_table(rows), fill)
 
 
-def _dense(folder: Path, spec: FeatureSpec, rows: ImageRows) -> None:
+def _dense(folder: Path, spec: FeatureSpec, rows: ImageRows) -> Checksums:
     write_group(folder, {"spec": spec.fingerprint})
+    written: Checksums = {}
     if isinstance(rows.tokens, np.ndarray):
-        write_array(folder / "tokens", rows.tokens, spec.dtype, names=("sample", "token", "channel"))
-    write_array(folder / "pooled", rows.pooled, spec.dtype, POOLED_CHUNK_ROWS, ("sample", "channel"))
+        if spec.dtype == "int8":
+            written |= quantized.write_tokens(folder, rows.tokens)
+        else:
+            written |= write_array(folder / "tokens", rows.tokens, spec.dtype, names=quantized.TOKEN_AXES)
+    pooled = pooled_dtype(spec.dtype)
+    return written | write_array(folder / "pooled", rows.pooled, pooled, POOLED_CHUNK_ROWS, ("sample", "channel"))
 
 
-def _ragged(folder: Path, origin: Origin, rows: ImageRows | TextRows, dim: int) -> None:
-    if rows.keys:  # a part whose items are all quarantined has no arrays
-        folder.mkdir(parents=True)
-        tokens = None if rows.tokens is None else list(rows.tokens)
-        write_ragged(folder / f"{origin.name}.arrow", tokens, rows.pooled, DTYPES[origin.spec.dtype], dim)
+def _ragged(folder: Path, origin: Origin, rows: ImageRows | TextRows, dim: int) -> Checksums:
+    if not rows.keys:  # a part whose items are all quarantined has no arrays
+        return {}
+    folder.mkdir(parents=True)
+    path = folder / f"{origin.name}.arrow"
+    tokens = None if rows.tokens is None else list(rows.tokens)
+    if origin.spec.dtype == "int8" and tokens is not None:
+        return {path: quantized.write_ragged(path, tokens, rows.pooled, dim)}
+    return {path: write_ragged(path, tokens, rows.pooled, pooled_dtype(origin.spec.dtype), dim)}
 
 
 def _write(
-    origin: Origin, kind: str, rows: ImageRows | TextRows, table: pa.Table, fill: Callable[[Path], None]
+    origin: Origin, kind: str, rows: ImageRows | TextRows, table: pa.Table, fill: Callable[[Path], Checksums]
 ) -> None:
     started, root = time.time(), origin.root
     if not PART_NAME.fullmatch(origin.name):
@@ -103,12 +112,17 @@ def _write(
     done = root / "done" / f"{origin.name}.json"
     items = items_digest(rows.keys, origin.quarantined)
     if done.exists():
-        return _check_same(origin, kind, items)
-    with disk_errors(f"part {origin.name} of {root}"), staging(root, origin.name) as stage:
+        _check_same(origin, kind, items)
+        return
+    with (
+        disk_errors(f"part {origin.name} of {root}"),
+        staging(root, origin.name) as stage,
+        ThreadPoolExecutor(1) as aside,
+    ):
+        beside = aside.submit(_beside, stage / "tables" / f"{origin.name}.parquet", rows, table)
         with _named(rows, kind, origin.spec.dtype):
-            fill(stage)
-        (stage / "tables").mkdir()
-        write_table(stage / "tables" / f"{origin.name}.parquet", table)
+            written = fill(stage)
+        numbers = beside.result()
         record = {
             "format": FORMAT_VERSION,
             "part": origin.name,
@@ -116,23 +130,54 @@ def _write(
             "spec": origin.spec.fingerprint,
             "rows": len(rows.keys),
             "items": items,
-            "files": _checksums(stage),
-            "statistics": _statistics(rows),
+            "files": _checksums(stage, written),
+            "statistics": numbers,
             "quarantined": [dataclasses.asdict(item) for item in origin.quarantined],
         }
-        record["written"] = {
-            **origin.provenance,
-            "host": os.uname().nodename,
-            "pid": os.getpid(),
-            "time": round(started, 3),
-            "seconds": round(time.time() - started, 3),
-        }
+        record["written"] = {**writer(), **origin.provenance, **_when(started)}
         sync_tree(stage)
-        write_synced(stage / "done.json", canonical(record))
+        content = sealed(record)
+        write_synced(stage / "done.json", content)
         publish(root, stage, FOLDERS[kind], origin.name)
     if not done.exists():
         raise InputError(f"{done} vanished while part {origin.name} was published", "Run the command again.")
-    return _check_same(origin, kind, items)
+    if done.read_bytes() != content:  # somebody else was first
+        _check_same(origin, kind, items)
+
+
+def _beside(path: Path, rows: ImageRows | TextRows, table: pa.Table) -> dict[str, Any]:
+    """What is done while the disk takes the arrays: the table, and the statistics, which are returned."""
+    path.parent.mkdir()
+    write_table(path, table)
+    return statistics(rows)
+
+
+def sealed(done: dict[str, Any]) -> bytes:
+    """The content of a done file: `done` with the digest of all the rest, `written` included."""
+    return canonical({**done, "digest": done_digest(done)})
+
+
+def writer() -> dict[str, str]:
+    """Who writes, with what: the part of a record's `written` that any operation has."""
+    return {
+        "compal": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "user": _user(),
+        "host": os.uname().nodename,
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # no such user in this container
+        return f"uid {os.getuid()}"
+
+
+def _when(started: float) -> dict[str, float]:
+    seconds = round(time.time() - started, 3)
+    return {"pid": os.getpid(), "time": round(started, 3), "seconds": seconds}
 
 
 def publish(root: Path, stage: Path, folder: str, name: str) -> None:
@@ -175,7 +220,9 @@ def _named(rows: ImageRows | TextRows, kind: str, dtype: str) -> Iterator[None]:
     except NotFinite as error:
         key, source = rows.keys[error.row], rows.sources[error.row]
         if error.overflow:
-            what, cure = f"values too large for {dtype}", "Extract with --dtype float32."
+            cure = "Cast to bfloat16, which has the range of float32."
+            cure = cure if dtype == "int8" else "Extract with --dtype float32."
+            what = f"values too large for {dtype}"
         else:
             what, cure = "NaN or infinity", "Check the weights, or compute with --precision float32."
         what = f"the features of {kind} {key} ({source}) hold {what}; the part was not written"
@@ -188,33 +235,7 @@ def items_digest(keys: Iterable[str], quarantined: Iterable[Quarantined]) -> str
     return hashlib.sha256("\n".join(planned).encode()).hexdigest()
 
 
-def _checksums(stage: Path) -> dict[str, dict[str, Any]]:
+def _checksums(stage: Path, written: Checksums) -> dict[str, dict[str, Any]]:
+    """Arrays were hashed while they were written; the small files beside them are read again."""
     files = sorted(path for path in stage.rglob("*") if path.is_file())
-    return {path.relative_to(stage).as_posix(): checksum(path) for path in files}
-
-
-def _statistics(rows: ImageRows | TextRows) -> dict[str, Any]:
-    """Per channel mean, standard deviation and largest magnitude over evenly spaced rows of the part."""
-    count = len(rows.keys)
-    size = 1 if rows.tokens is None or not count else max(1, np.size(rows.tokens[0]))
-    step = max(1, -(-count // min(STATISTICS_ROWS, max(1, STATISTICS_VALUES // size))))
-    chosen = range(0, count, step)
-    found: dict[str, Any] = {"rows": len(chosen)}
-    if chosen:
-        found["pooled"] = _channels(np.asarray(rows.pooled)[::step])
-        if rows.tokens is not None:
-            found["tokens"] = _channels(np.concatenate([rows.tokens[row] for row in chosen]))
-    return found
-
-
-def _channels(values: Array) -> dict[str, list[float]]:
-    values = values.astype(np.float64)
-
-    def rounded(column: Array) -> list[float]:
-        return [float(f"{value:.5g}") for value in column]
-
-    return {
-        "mean": rounded(values.mean(axis=0)),
-        "std": rounded(values.std(axis=0)),
-        "absmax": rounded(np.abs(values).max(axis=0)),
-    }
+    return {path.relative_to(stage).as_posix(): written.get(path) or checksum(path) for path in files}

@@ -194,6 +194,29 @@ def image_table(rows: ImageRows) -> pa.Table:
     return pa.table(columns, schema=IMAGE_SCHEMA)
 
 
+def image_rows(table: pa.Table, tokens: Array | Sequence[Array] | None, pooled: Array) -> ImageRows:
+    """The inverse of `image_table`, with the arrays beside it."""
+    columns = table.to_pydict()
+    sizes = list(zip(columns["width"], columns["height"], strict=True))
+    return ImageRows(columns["key"], columns["source"], sizes, tokens, pooled)
+
+
+def text_rows(table: pa.Table, tokens: Sequence[Array] | None, pooled: Array) -> TextRows:
+    """The inverse of `text_table`, with the arrays beside it."""
+    columns = table.to_pydict()
+    return TextRows(
+        keys=columns["key"],
+        captions=columns["caption"],
+        sources=columns["source"],
+        tokens=tokens,
+        pooled=pooled,
+        spans=[[(span["start"], span["end"]) for span in spans] for spans in columns["spans"]],
+        pool_index=columns["pool_index"],
+        truncated=columns["truncated"],
+        segments=[tuple((one["start"], one["end"], one["kind"]) for one in row) for row in columns["segments"]],
+    )
+
+
 def text_table(rows: TextRows) -> pa.Table:
     """The table beside a part of captions."""
     names = ("start", "end", "kind")

@@ -1,15 +1,18 @@
-"""One shard file of a Zarr v3 array: its layout, its index, and checked reads by row.
+"""One shard file of a Zarr v3 array: its layout, its index, its checksums.
 
 A shard is a run of inner chunks, each followed by its crc32c, and an index of (offset, bytes) pairs with a
-crc32c at the end. Samples (one row to a chunk) are read by `preadv`, neighbours in one system call; pooled
-rows (many to a chunk) through a memory map. A chunk's crc32c is checked when it is first touched.
+crc32c at the end. How the samples of a batch are fetched from it: `requests`.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import mmap
 import os
 import weakref
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +22,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import VerificationError
-from .buffers import PAGE, Array
+from .buffers import CRC_BYTES as CRC_BYTES
+from .buffers import PAGE, Array, Bytes
 from .files import RESTORE
+from .reading import O_DIRECT, Checks, Reading
+from .reading import Rows as Rows
 
-Rows = NDArray[np.int64]
-CRC_BYTES = 4
 INDEX_ENTRY = 16
 ABSENT = 2**64 - 1  # Zarr's mark for a chunk that holds the fill value
-RUN = 256  # samples per preadv: two buffers each stay below IOV_MAX = 1,024
-DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
+# By the names of Zarr; bfloat16 is stored as uint16, see `dtypes`.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float16": np.dtype("<f2"),
+    "float32": np.dtype("<f4"),
+    "uint16": np.dtype("<u2"),
+    "int8": np.dtype("|i1"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,15 +54,16 @@ class Layout:
     def parse(cls, metadata: dict[str, Any]) -> Layout | None:
         """None for an array that is legal Zarr but not ours: compressed, transposed, cut along other axes."""
         try:
-            shape = tuple(int(n) for n in metadata["shape"])
+            shape = tuple(_sizes(metadata["shape"]))
             (outer,) = metadata["codecs"]
             sharding = outer["configuration"]
-            shard = [int(n) for n in metadata["chunk_grid"]["configuration"]["chunk_shape"]]
-            chunk = [int(n) for n in sharding["chunk_shape"]]
+            shard = _sizes(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+            chunk = _sizes(sharding["chunk_shape"])
             separator = metadata["chunk_key_encoding"].get("configuration", {}).get("separator", "/")
             checked = ["bytes", "crc32c"]
             ours = (
                 metadata["data_type"] in DTYPES
+                and separator in (".", "/")  # anything else could lead out of the store
                 and metadata["fill_value"] == 0
                 and metadata["chunk_grid"]["name"] == "regular"
                 and metadata["chunk_key_encoding"]["name"] == "default"
@@ -80,21 +91,43 @@ class Layout:
         return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
 
 
-class Shard:
-    """One open shard file: its index, and which chunks have been checked."""
+def _sizes(values: Any) -> list[int]:
+    if not all(type(n) is int for n in values):
+        raise TypeError("sizes are whole numbers")
+    return list(values)
 
-    def __init__(self, path: Path, layout: Layout) -> None:
-        self.path, self.layout = path, layout
+
+class Shard:
+    """One open shard file: its index, which chunks are checked, its map.
+
+    Samples of a shard under "map", and chunks of many rows always, are read from a map: a system call for a
+    row of 1 KB costs more than the copy. Under "direct" the file is read past the page cache, if its file
+    system allows that. Either way it holds one file descriptor.
+    """
+
+    def __init__(self, path: Path, layout: Layout, reading: Reading = Reading()) -> None:  # noqa: B008 (frozen)
+        self.path, self.layout, self.reading = path, layout, reading
         self.payload = layout.chunk_rows * layout.row_bytes
         try:
             self.handle = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise VerificationError(f"{path} cannot be opened: {error.strerror}", RESTORE) from None
-        weakref.finalize(self, os.close, self.handle)
+        self._close = weakref.finalize(self, os.close, self.handle)
         self.size = os.fstat(self.handle).st_size
         self.offsets = self._read_index()
-        self.checked = bytearray(len(self.offsets))
-        self._mapped: Array | None = None
+        self.checks = Checks(reading, len(self.offsets))
+        self._unfetched: NDArray[np.bool_] | None = None
+        self._map: mmap.mmap | None = None
+        if reading.mode == "map" or layout.chunk_rows > 1:
+            self._map, self._bytes = self._mapped()
+            self._close()  # the map has a descriptor of its own
+        elif reading.mode == "direct":
+            self._bypass_cache(True)
+
+    def _bypass_cache(self, wanted: bool) -> None:
+        flags = fcntl.fcntl(self.handle, fcntl.F_GETFL) & ~O_DIRECT
+        with suppress(OSError):  # a file system without O_DIRECT: the same reads go through the page cache
+            fcntl.fcntl(self.handle, fcntl.F_SETFL, flags | (O_DIRECT if wanted else 0))
 
     def _read_index(self) -> NDArray[np.int64]:
         count = self.layout.shard_rows // self.layout.chunk_rows
@@ -102,7 +135,7 @@ class Shard:
         if start < 0:
             raise VerificationError(f"{self.path} is truncated: {self.size} bytes", RESTORE)
         raw = bytearray(self.size - start)
-        self._pread([raw], start, len(raw))
+        self.pread([raw], start, len(raw))
         stored, body = int.from_bytes(raw[-CRC_BYTES:], "little"), bytes(raw[:-CRC_BYTES])
         if google_crc32c.value(body) != stored:
             raise VerificationError(f"{self.path}: the crc32c of the shard's index does not match", RESTORE)
@@ -117,91 +150,112 @@ class Shard:
         offsets[~present] = -1
         return offsets
 
-    def read_into(self, rows: Rows, out: Array, positions: Rows) -> None:
-        """`out[positions] = shard[rows]` for ascending `rows`; see `DenseArray.read_into`."""
-        if self.layout.chunk_rows > 1:
-            return self._read_mapped(rows, out, positions)
-        fresh = np.ones(len(rows), bool)
-        fresh[1:] = rows[1:] != rows[:-1]
-        first = positions[fresh]
-        self._read_samples(rows[fresh], out, first)
-        if not fresh.all():
-            again = ~fresh
-            out[positions[again]] = out[first[np.cumsum(fresh)[again] - 1]]
-        return None
+    def check(self, chunk: int, payload: Array, stored: bytes) -> None:
+        """Raises `VerificationError` unless the crc32c of the contiguous `payload` is the `stored` one."""
+        if google_crc32c.value(payload) != int.from_bytes(stored, "little"):
+            raise VerificationError(f"{self.path}: the crc32c of chunk {chunk} does not match", RESTORE)
+        self.checks.passed(chunk)
 
-    def _read_samples(self, rows: Rows, out: Array, positions: Rows) -> None:
-        """Distinct samples in the order of the file: neighbours in one call, padding into a scratch."""
-        offsets = self.offsets[rows]
-        order = np.argsort(offsets, kind="stable")
-        rows, positions, offsets = rows[order], positions[order], offsets[order]
-        flat = out.reshape(len(out), -1).view(np.uint8)
-        present = int(np.searchsorted(offsets, 0))
-        flat[positions[:present]] = 0
-        gaps = np.diff(offsets, append=0) - self.payload
-        apart = (gaps < CRC_BYTES) | (gaps > PAGE)  # not neighbours: another sample lies between
-        apart[-1:] = True
-        gaps[apart] = CRC_BYTES
-        # Plain lists from here: per sample, indexing numpy scalars would cost more than the system call.
-        samples = list(zip(rows.tolist(), positions.tolist(), gaps.tolist(), strict=True))
-        start = present
-        for end in (np.flatnonzero(apart[present:]) + present + 1).tolist():
-            while start < end:
-                stop = min(start + RUN, end)
-                self._read_run(samples[start:stop], int(offsets[start]), flat)
-                start = stop
+    # --- by memory map ---------------------------------------------------------------------------------
 
-    def _read_run(self, samples: list[tuple[int, int, int]], offset: int, flat: Array) -> None:
-        """Adjacent samples, each (row, position in `flat`, bytes up to the next sample)."""
-        buffers: list[Any] = []
-        wanted = len(samples) * self.payload
-        for _, position, gap in samples:
-            buffers += (flat[position], bytearray(gap))
-            wanted += gap
-        self._pread(buffers, offset, wanted)
-        for number, (row, _, _) in enumerate(samples):
-            if not self.checked[row]:
-                self._check(row, buffers[2 * number], buffers[2 * number + 1][:CRC_BYTES])
+    def _mapped(self) -> tuple[mmap.mmap, Bytes]:
+        try:
+            source = mmap.mmap(self.handle, self.size, prot=mmap.PROT_READ)
+        except (OSError, ValueError) as error:  # ValueError: the file is shorter now
+            raise VerificationError(f"{self.path} cannot be mapped, or ends early: {error}", RESTORE) from None
+        present = self.offsets[self.offsets >= 0]
+        probes = present[[0, len(present) // 2, -1]].tolist() if len(present) else []
+        if not all(self._cached(offset) for offset in probes):
+            self._unfetched = np.ones(len(self.offsets), bool)
+        return source, np.frombuffer(source, np.uint8)
 
-    def _read_mapped(self, rows: Rows, out: Array, positions: Rows) -> None:
-        """Rows of chunks of many rows, by memory map: a system call for 1 KB costs more than the copy."""
-        chunks, within = np.divmod(rows, self.layout.chunk_rows)
-        edges = np.flatnonzero(np.diff(chunks)) + 1
-        for start, stop in zip([0, *edges], [*edges, len(rows)], strict=True):
-            if stop > start:
-                out[positions[start:stop]] = self._chunk(int(chunks[start]))[within[start:stop]]
+    def mapped(self) -> Bytes:
+        """The whole file. Raises `VerificationError` if it was cut off since: to touch what lies behind its
+        end would end the process."""
+        assert self._map is not None
+        size = self._map.size()
+        if size < self.size:
+            raise VerificationError(f"{self.path} ends early: {size} of {self.size} bytes", RESTORE)
+        return self._bytes
 
-    def _chunk(self, chunk: int) -> Array:
-        if self._mapped is None:
-            self._mapped = np.frombuffer(mmap.mmap(self.handle, self.size, prot=mmap.PROT_READ), np.uint8)
+    def _cached(self, offset: int) -> bool:
+        try:
+            return bool(NOWAIT) and os.preadv(self.handle, [bytearray(1)], offset, NOWAIT) == 1
+        except OSError:
+            return False
+
+    def fetch(self, chunks: Rows) -> None:
+        """Start to bring chunks into the page cache, all at once, before a map faults on them one by one:
+        0.2 GB/s becomes 1 where the file is not cached. Free where it is."""
+        unfetched = self._unfetched
+        if unfetched is None or self._map is None:
+            return
+        fresh = chunks[unfetched[chunks]]
+        for offset in self.offsets[fresh].tolist():
+            start = offset // PAGE * PAGE
+            if offset >= 0:
+                self._map.madvise(mmap.MADV_WILLNEED, start, offset + self.payload - start)
+        unfetched[fresh] = False
+        if not unfetched.any():
+            self._unfetched = None
+
+    def chunk(self, chunk: int) -> Array:
+        """A chunk of many rows, (chunk_rows, …), a view of the map, checked if that is due."""
         offset, shape = int(self.offsets[chunk]), (self.layout.chunk_rows, *self.layout.shape[1:])
         if offset < 0:
             return np.zeros(shape, self.layout.dtype)
-        payload = self._mapped[offset : offset + self.payload]
-        if not self.checked[chunk]:
-            self._check(chunk, payload, self._mapped[offset + self.payload :][:CRC_BYTES].tobytes())
+        view = self.mapped()
+        payload = view[offset : offset + self.payload]
+        if self.checks.due_one(chunk):
+            self.check(chunk, payload, view[offset + self.payload :][:CRC_BYTES].tobytes())
         return payload.view(self.layout.dtype).reshape(shape)
 
-    def _check(self, chunk: int, payload: Array, stored: bytes) -> None:
-        if google_crc32c.value(payload) != int.from_bytes(stored, "little"):
-            raise VerificationError(f"{self.path}: the crc32c of chunk {chunk} does not match", RESTORE)
-        self.checked[chunk] = 1
+    # --- by positioned reads ---------------------------------------------------------------------------
 
-    def _pread(self, buffers: list[Any], offset: int, wanted: int) -> None:
-        """Fill all buffers from `offset`. The kernel may return less than asked; zero: the file ended."""
+    def pread_cached(self, buffers: Sequence[Any], offset: int) -> int:
+        """Fill `buffers` from the page cache; the bytes that were there, possibly none. Never waits."""
         try:
-            got = os.preadv(self.handle, buffers, offset)
-            if got == wanted:
-                return
-            rest = [memoryview(buffer) for buffer in buffers]
-            while rest:
-                if got == 0:
-                    raise VerificationError(f"{self.path} ends early: no byte {offset}", RESTORE)
-                offset += got
-                while rest and got >= len(rest[0]):
-                    got -= len(rest.pop(0))
-                if rest:
-                    rest[0] = rest[0][got:]
-                    got = os.preadv(self.handle, rest, offset)
+            return os.preadv(self.handle, buffers, offset, NOWAIT) if NOWAIT else 0
+        except OSError:  # nothing cached, or a file system that cannot tell
+            return 0
+
+    def advise(self, offset: int, length: int) -> None:
+        """Start to bring bytes into the page cache."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.handle, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def pread(self, buffers: Sequence[Any], offset: int, wanted: int, got: int = 0) -> None:
+        """Fill `buffers` with the `wanted` bytes at `offset`, of which `got` are there. The kernel may return
+        less than asked; zero: the file ended, `VerificationError`.
+
+        Bytes beyond `wanted` may be filled too. Past the page cache a read goes on at a page it has begun.
+        """
+        rest, at = [memoryview(buffer) for buffer in buffers], 0
+        try:
+            while got < wanted:
+                step = got // PAGE * PAGE if self.reading.mode == "direct" else got
+                rest, at = _behind(rest, step - at), step
+                more = self._preadv(rest, offset + step)
+                if step + more <= got:
+                    raise VerificationError(f"{self.path} ends early: no byte {offset + got}", RESTORE)
+                got = step + more
         except OSError as error:
             raise VerificationError(f"{self.path} cannot be read: {error.strerror}", RESTORE) from None
+
+    def _preadv(self, buffers: list[memoryview], offset: int) -> int:
+        try:
+            return os.preadv(self.handle, buffers, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL or self.reading.mode != "direct":
+                raise
+        self._bypass_cache(False)  # a file system that takes the flag and not the read
+        return os.preadv(self.handle, buffers, offset)
+
+
+def _behind(buffers: list[memoryview], skip: int) -> list[memoryview]:
+    """What lies behind the first `skip` bytes of `buffers`."""
+    for number, buffer in enumerate(buffers):
+        if skip < len(buffer):
+            return [buffer[skip:], *buffers[number + 1 :]]
+        skip -= len(buffer)
+    return []

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import canonical, fingerprint, from_dict
+from ..errors import InputError
 
 FORMAT_VERSION = 1
+MAX_SAMPLE_VALUES = 1 << 27  # 256 MiB of float16; 4,096 patches of 8,192 channels take a quarter
 LEVELS = ("pooled", "tokens", "regions")
 
 
@@ -59,8 +61,22 @@ class FeatureSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> FeatureSpec:
-        """The inverse of `to_json` after parsing. Raises `UnknownName` for a field this version does not know."""
-        return from_dict(cls, data, "spec")
+        """The inverse of `to_json` after parsing. Raises `UnknownName` for a field this version does not know,
+        `InputError` for values that no features have: a forged level names another folder, a forged shape asks
+        for memory that no sample needs."""
+        spec = from_dict(cls, data, "spec")
+        numbers = (spec.pooled_dim, spec.text_dim, spec.image_prefix, spec.context_length)
+        shapes = (spec.image_shape, spec.image_grid)
+        sound = spec.level in LEVELS and spec.format_version == FORMAT_VERSION and all(len(one) == 2 for one in shapes)
+        if not sound or min(min(one) for one in (numbers, *shapes)) < 0:
+            raise InputError("the spec has a level, a format or a shape that no features have")
+        if max(*numbers, spec.image_shape[0] * spec.image_shape[1]) > MAX_SAMPLE_VALUES:
+            raise InputError(f"the spec claims samples of more than {MAX_SAMPLE_VALUES:,} values")
+        try:
+            spec.to_json()
+        except ValueError:
+            raise InputError("the spec holds half a surrogate pair, which has no bytes") from None
+        return spec
 
     @property
     def fingerprint(self) -> str:

@@ -25,7 +25,18 @@ MAY_IMPORT = {
     "eval": (*LEAVES, "stores", "world", "align"),
     "assets": (),
 }
-FREE = ("__init__", "__main__", "api", "cli", "console", "demo", "options")  # the top: may import every room
+FREE = (
+    "__init__",
+    "__main__",
+    "api",
+    "cli",
+    "cli_share",
+    "cli_store",
+    "console",
+    "console_store",
+    "demo",
+    "options",
+)  # the top: may import every room
 
 
 def sources() -> list[Path]:

@@ -14,7 +14,8 @@ from compal import cli, registry
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
-    name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "cli.py", "demo.py")
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "CONTRIBUTING.md", "cli.py", "cli_share.py", "cli_store.py", "demo.py")
 }
 
 

