@@ -19,6 +19,7 @@ import pyarrow as pa
 from ..errors import InputError, VerificationError
 from .buffers import Array
 from .files import RESTORE
+from .messages import check_file
 from .reading import Checks, Reading
 from .shard import Rows
 
@@ -44,6 +45,7 @@ class RaggedFile:
         try:
             self._map = _mapped(path)
             self._size = len(self._map)
+            check_file(memoryview(self._map))
             with pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map))) as reader:
                 if reader.num_record_batches != 1:
                     raise pa.ArrowInvalid(f"{reader.num_record_batches} record batches in place of one")

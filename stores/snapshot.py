@@ -10,12 +10,15 @@ their own crc32c, checked as `reading.Reading` says.
 
 from __future__ import annotations
 
+import os
+import resource
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
+from weakref import WeakSet
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +39,7 @@ from .spec import FeatureSpec
 from .tables import read_table
 
 Kind = Literal["image", "text"]
-OPEN_ARRAYS = 512  # one file each: below the usual limit of 1,024 open files
+OPEN_ARRAYS = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)  # one open file each; usually 512
 Group = tuple[Part, Rows, Rows]  # a part, rows of it, and where in the output they belong
 
 
@@ -55,6 +58,7 @@ class Snapshot:
     ) -> None:
         self.path, self.spec = path, spec
         self._lock = Lock()
+        _snapshots.add(self)
         self._asked = reading or Reading()
         self._bind(manifest)
 
@@ -96,7 +100,7 @@ class Snapshot:
         return found
 
     def __contains__(self, key: str) -> bool:
-        return any(bool(self._index(kind).locate([key])[0] >= 0) for kind in FOLDERS)
+        return any(self._index(kind).place(key) >= 0 for kind in FOLDERS)
 
     def quarantined(self) -> list[Quarantined]:
         """Items of committed parts that could not be read, without those that a later part holds."""
@@ -152,6 +156,16 @@ class Snapshot:
         if not self.spec.text_dim:
             raise self._lacks("text tokens")
         return self._padded("text", keys, self.spec.text_dim, out)
+
+    def text_row(self, key: str) -> Array:
+        """The token states (L, D) of one caption, read-only: a view of the mapped file (a copy, in an int8 store),
+        in a tenth of the time of `text_tokens`."""
+        if not self.spec.text_dim:
+            raise self._lacks("text tokens")
+        place = self._index("text").place(key)
+        if place < 0:
+            self._locate("text", [key])
+        return self._ragged(self._parts("text")[place >> 32]).row(place & 0xFFFFFFFF)
 
     def pooled(self, kind: Kind, keys: Sequence[str]) -> Array:
         """Pooled embeddings (N, E) in the stored dtype (float16 of an int8 store)."""
@@ -294,3 +308,15 @@ class Snapshot:
             f"{self.path} keeps no {what} (level {self.spec.level})",
             f"Extract them: compal extract --backbone {self.spec.backbone} --level tokens",
         )
+
+
+_snapshots: WeakSet[Snapshot] = WeakSet()
+
+
+def _renew_locks() -> None:
+    """A fork may happen while another thread holds a lock, which then nobody in the child would release."""
+    for snapshot in _snapshots:
+        snapshot._lock = Lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)

@@ -13,7 +13,7 @@ from .rows import ImageRows, TextRows
 
 # Rows are shuffled by the plan, so a few are a fair sample; all of them would cost more than the write.
 STATISTICS_ROWS = 256
-STATISTICS_VALUES = 1 << 22
+STATISTICS_VALUES = 1 << 20
 
 
 def statistics(rows: ImageRows | TextRows) -> dict[str, Any]:

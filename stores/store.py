@@ -72,7 +72,8 @@ class Store(Snapshot):
         """Open for reading: the newest manifest, or the one of a given number. `reading` says how bytes are read
         and checked; by default as fits the store's size, each sample checked when first touched.
 
-        Raises `InputError` if `path` is not a store or parts of an older version were collected, `VerificationError` if its description is damaged.
+        Raises `InputError` if `path` is not a store or parts of an older version were collected,
+        `VerificationError` if its description is damaged.
         """
         path = Path(path)
         if not (path / "spec.json").is_file():

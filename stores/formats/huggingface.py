@@ -19,6 +19,7 @@ import pyarrow as pa
 from ...errors import InputError
 from ..buffers import Array
 from ..files import checked_path
+from ..messages import check_message
 from ..rows import SCHEMAS
 from ..store import Store
 from ._common import (
@@ -160,6 +161,9 @@ def _record_batches(folder: Path) -> Iterator[Any]:
         if not isinstance(name, str) or not FILE_NAME.fullmatch(name):
             raise refuse(folder, f"it lists the file {name!r}")
         with reading(folder / name), pa.memory_map(str(checked_path(folder, name))) as source:
+            for message in pa.ipc.MessageReader.open_stream(source):
+                check_message(message)
+            source.seek(0)
             for batch in pa.ipc.open_stream(source):
                 batch.validate(full=True)
                 yield batch

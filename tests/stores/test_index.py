@@ -44,6 +44,7 @@ def test_it_is_the_dict(parts, asked):
     assert len(index) == len(expected)
     asked += expected
     assert index.locate(asked).tolist() == [expected.get(key, -1) for key in asked]
+    assert [index.place(key) for key in asked] == [expected.get(key, -1) for key in asked]
 
 
 @settings(deadline=None)
@@ -56,21 +57,28 @@ def test_extending_is_building(parts, cut):
     assert index.locate(list(reference(parts))).tolist() == list(reference(parts).values())
 
 
-def test_digests_that_share_their_first_half(monkeypatch):
-    """64 equal bits among 5 million keys happen once in a million stores; here in every one."""
-    real = module._hex_digests
+def crowd(monkeypatch, mask):
+    """Digests whose first halves keep only the bits of `mask`."""
+    vectors, one = module._hex_digests, module._digest
 
     def crowded(raw):
-        (high, low), sound = real(raw)
-        return (high & np.uint64(3), low), sound
+        (high, low), sound = vectors(raw)
+        return (high & np.uint64(mask), low), sound
 
     monkeypatch.setattr(module, "_hex_digests", crowded)
+    monkeypatch.setattr(module, "_digest", lambda key: (int.from_bytes(one(key)[:8]) & mask).to_bytes(8) + one(key)[8:])
+
+
+def test_digests_that_share_their_first_half(monkeypatch):
+    """64 equal bits among 5 million keys happen once in a million stores; here in every one."""
+    crowd(monkeypatch, 3)
     parts = [hexes(*range(40)), hexes(*range(20, 60))]
     index, expected = KeyIndex.build(0, columns(parts)), reference(parts)
     asked = [*expected, *hexes(*range(60, 80))]
     random.Random(0).shuffle(asked)
     assert len(index) == 60
     assert index.locate(asked).tolist() == [expected.get(key, -1) for key in asked]
+    assert [index.place(key) for key in asked] == [expected.get(key, -1) for key in asked]
 
 
 def test_a_sliced_column_and_an_empty_one():
@@ -139,13 +147,7 @@ def test_a_store_that_cannot_be_written_is_read_all_the_same(kept, monkeypatch):
 
 @pytest.mark.parametrize("mask", [2**64 - 1, 15, 0], ids=["as they are", "crowded", "one heap"])
 def test_inserting_a_few_is_building(monkeypatch, mask):
-    real = module._hex_digests
-
-    def crowded(raw):
-        (high, low), sound = real(raw)
-        return (high & np.uint64(mask), low), sound
-
-    monkeypatch.setattr(module, "_hex_digests", crowded)
+    crowd(monkeypatch, mask)
     parts = [hexes(*range(150)), hexes(*range(100, 300)), hexes(*range(290, 310))]
     index = KeyIndex.build(0, columns(parts[:2])).extended(KeyIndex.build(2, columns(parts[2:])))
     expected = reference(parts)

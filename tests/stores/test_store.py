@@ -5,8 +5,10 @@ import errno
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -524,3 +526,29 @@ def test_stores_are_read_and_written_without_torch_or_zarr(tmp_path):
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], check=True)
+
+
+def test_one_caption_is_a_view_of_the_file(filled):
+    padded, mask = filled.text_tokens(["y"])
+    row = filled.text_row("y")
+    np.testing.assert_array_equal(row, padded[0, mask[0]])
+    assert not row.flags.writeable
+    with pytest.raises(MissingFeatures, match="nobody"):
+        filled.text_row("nobody")
+
+
+def test_a_child_of_a_fork_can_open_what_its_parent_was_opening(filled):
+    with filled._lock:
+        child = os.fork()
+        if child == 0:
+            filled.image_tokens(["a"])
+            os._exit(0)
+        for _ in range(200):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+            time.sleep(0.05)
+        else:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert (done, status) == (child, 0)
