@@ -22,7 +22,7 @@ import xxhash
 
 from .buffers import PAGE, Array, aligned_empty
 
-BLOCK = 4 << 20
+BLOCK = 16 << 20  # of 4, 8 and 16 MiB, in one run: 0.46, 0.55 and 0.60 of a disk that takes 2.4 GB/s
 SPARE_BLOCKS, SPARE_BYTES = 4, 4 * BLOCK  # kept for the next file: how many, and the largest
 IN_FLIGHT = 2  # blocks that threads write at a time: one leaves the disk idle between two requests
 DIRECT_BYTES = 64 << 20

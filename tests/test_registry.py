@@ -17,6 +17,7 @@ KNOWN = {
     "losses": {"infonce"},
     "recipes": {"linear", "tfglobal", "tflocal", "tflocal-shapes", "tfglobal-shapes"},
     "benchmarks": {"bivlc", "shapes", "shapes-retrieval", "sugarcrepe", "winoground"},
+    "formats": {"faiss", "hdf5", "huggingface", "npz", "safetensors", "webdataset"},
 }
 
 

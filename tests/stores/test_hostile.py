@@ -488,6 +488,30 @@ def test_extension_types_of_arrow_are_not_unpickled(filled, canary, name):
     verify(filled.path)  # the canary fixture looks whether anything ran
 
 
+def test_arrow_with_compressed_buffers(filled):
+    """A few KB that expand to as much as they claim."""
+    path = filled.path / "texts" / "t-0.arrow"
+    table = pa.ipc.open_file(path.read_bytes()).read_all()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema, options=options) as writer:
+        writer.write_table(table)
+    reseal(filled.path)
+    refused(filled.path, "compressed", VerificationError)
+
+
+def test_arrow_whose_footer_points_anywhere(filled):
+    path = filled.path / "texts" / "t-0.arrow"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[-10:-6], "little")
+    for at in range(len(raw) - 10 - length, len(raw) - 6, 11):
+        path.write_bytes(raw[:at] + b"\xff\xff\xff\x7f" + raw[at + 4 :])
+        reseal(filled.path)
+        try:
+            read_all(filled.path)
+        except CompalError:
+            assert verify(filled.path)
+
+
 # --- lists of Arrow that lie -----------------------------------------------------------------------------
 
 
