@@ -6,6 +6,7 @@ All of it is plain host memory of one allocation, so that a training loop can pi
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -101,7 +102,7 @@ def scratch(size: int) -> Bytes:
 
 
 def _row_bytes(array: Array) -> int:
-    return int(np.prod(array.shape[1:], dtype=np.int64)) * array.itemsize
+    return math.prod(array.shape[1:]) * array.itemsize
 
 
 def _on_page(size: int) -> Bytes:

@@ -222,7 +222,7 @@ class Snapshot:
     def _locate(self, kind: Kind, keys: Sequence[str]) -> Rows:
         """The place of each key (N,), as `KeyIndex` says. Raises `MissingFeatures` naming up to three."""
         places = self._index(kind).locate(keys)
-        if not (places < 0).any():
+        if len(places) == 0 or places.min() >= 0:
             return places
         missing = list(dict.fromkeys(keys[position] for position in np.flatnonzero(places < 0).tolist()))
         named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
@@ -233,8 +233,9 @@ class Snapshot:
 
     def _by_part(self, kind: Kind, places: Rows) -> list[Group]:
         """The requests grouped by part, rows ascending."""
-        if not len(places):
-            return []
+        if len(places) < 2:  # a fifth of the time of what follows
+            numbered = [(int(place), np.zeros(1, np.int64)) for place in places]
+            return [(self._parts(kind)[place >> 32], at + (place & 0xFFFFFFFF), at) for place, at in numbered]
         order = np.argsort(places, kind="stable")
         ordered = places[order]
         numbers, rows = ordered >> 32, ordered & 0xFFFFFFFF
