@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import options
 from .cli_store import SHARE, find_workspace, store_app, store_path
-from .errors import UnknownName, UsageError
+from .errors import InputError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from .workspace import Remote, Workspace
@@ -29,6 +29,8 @@ def remote_name(remote: Remote, beginning: str) -> str:
     from .stores.remotes.transfer import remote_stores
 
     known = [store.name for store in remote_stores(remote)]
+    if not known:
+        raise InputError(f"there is no store on {remote.url}", "Push one: compal store push")
     matching = [beginning] if beginning in known else [name for name in known if name.startswith(beginning)]
     if len(matching) != 1:
         raise UnknownName.among(f"single store on {remote.name}", beginning, known, "Push one: compal store push")
@@ -73,7 +75,7 @@ def pull(
 
     Example: compal store pull shapes-vit --remote team
 
-    Example: compal store pull shapes-vit --data shapes --split val
+    Example: compal store pull shapes-vit --data shapes --split validation
     """
     from . import api, console, console_store
     from .stores.remotes import transfer

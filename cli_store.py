@@ -29,7 +29,10 @@ def store_path(store: str, work: Path | None) -> Path:
     """A store by its path, or by the beginning of its folder's name in the workspace."""
     if store and Path(store).is_dir():
         return Path(store)
-    stores = find_workspace(work).list_stores()
+    workspace = find_workspace(work)
+    stores = workspace.list_stores()
+    if not stores and not store:
+        raise InputError(f"there is no store in {workspace.stores}", "Make one: compal extract")
     matching = [path for path in stores if path.name.startswith(store)] if store else stores
     if len(matching) == 1:
         return matching[0]
