@@ -67,7 +67,7 @@ def disk(folder: Path, rows: ImageRows) -> None:
 
 
 def ours(folder: Path, rows: ImageRows) -> None:
-    Store.create(folder / "store", SPEC).write_images("i-0", rows)
+    Store.open(folder / "store").write_images("i-0", rows)
 
 
 def np_save(folder: Path, rows: ImageRows) -> None:
@@ -121,6 +121,8 @@ def measure(samples: int, turns: int, folder: Path, names: tuple[str, ...] = tup
         for name in known:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
+            Store.create(folder / "store", SPEC)
+            os.sync()  # what the one before left to do is not this one's
             started, busy = time.perf_counter(), time.process_time()
             CANDIDATES[name][1](folder, rows)
             if turn:

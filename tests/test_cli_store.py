@@ -197,7 +197,7 @@ WRONG = [
     (["store", "export", "shapes-vit", "x", "--format", "docx"], 1, "no format 'docx'"),
     (["store", "import", "absent.h5", "--into", "y"], 1, "absent.h5"),
     (["store", "import", "x.npz", "--into", "y", "--map", "keys"], 2, "NAME=DATASET"),
-    (["store", "pull", "nothing"], 1, "nothing"),
+    (["store", "pull", "nothing"], 1, "there is no store on"),
     (["store", "pull", "--split", "train"], 2, "--data"),
     (["store", "push", "--remote", "teem"], 1, "Did you mean 'team'?"),
     (["store", "push", "--remote", "s3://user:secret@bucket/x"], 2, "password"),

@@ -256,7 +256,9 @@ def writers_and_readers(folder, processes=3, rounds=6, window=1.5):
     time.sleep(2 * window)
     stop.touch()
     assert [status(pid) for pid in running] == [0] * len(running)
-    return {name: int((folder.parent / name).read_text()) for name in helpers} | tidied(folder, processes * rounds)
+    counts = {name: int((folder.parent / name).read_text()) for name in helpers}
+    counts["compacted"] += counts.pop("compacted too")  # which of the two comes first is luck
+    return counts | tidied(folder, processes * rounds)
 
 
 def whole(store):
