@@ -5,10 +5,11 @@
 The embedded benchmarks are extracted with `shapes-vit`, tokens and regions, in float16; both stores are cast to
 int8 and to bfloat16. The same heads score the same items from all of them: cosine, MaxSim over tokens, MaxSim over
 oracle regions, and the shipped tflocal head (fitted on float16). Differences are paired: the same items are drawn
-for both stores, whole images at a time, 2,000 times; the interval is the percentiles 2.5 and 97.5. `changed` counts
-the items of which one store has a hit and the other has none. The default takes 20 swap groups per category and
-leaves tflocal out of retrieval (its 90,000 pairs take minutes per store): a look and no result to quote. --full
-takes all 2,500 groups, and everything.
+for both stores, whole images at a time, 2,000 times; the interval is the percentiles 2.5 and 97.5. `changed`
+counts the items of which one store has a hit and the other has none; where there are none, the interval is the
+exact binomial bound of their share, since resampling nothing would claim certainty. The default takes 20 swap
+groups per category and leaves tflocal out of retrieval (its 90,000 pairs take minutes per store): a look and no
+result to quote. --full takes all 2,500 groups, and everything.
 """
 
 from __future__ import annotations
@@ -89,6 +90,9 @@ def difference(there: np.ndarray, here: np.ndarray, cluster: np.ndarray) -> dict
     change = here.astype(np.float64) - there
     sums, counts = np.bincount(cluster, change)[:, None], np.bincount(cluster)[:, None]
     low, high = np.quantile(intervals.bootstrap(sums, counts)[:, 0], [0.025, 0.975])
+    if not change.any():
+        high = 1 - 0.025 ** (1 / len(counts))
+        low = -high
     return {
         "n": len(there),
         "float16": 100 * float(there.mean()),

@@ -32,7 +32,7 @@ def check_file(data: memoryview) -> None:
             if not 0 <= offset < len(data):
                 raise pa.ArrowInvalid(f"its footer points to byte {offset}")
             check_message(pa.ipc.read_message(pa.BufferReader(whole.slice(offset))))
-    except struct.error as error:
+    except (struct.error, EOFError) as error:
         raise pa.ArrowInvalid(f"its footer is damaged: {error}") from None
 
 

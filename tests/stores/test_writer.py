@@ -104,6 +104,7 @@ def test_the_bytes_of_a_plain_writer(tmp_path, case, dtype):
 def small_blocks(monkeypatch):
     """Many blocks per file, and O_DIRECT for all of them."""
     monkeypatch.setattr(outfile, "BLOCK", 8192)
+    monkeypatch.setattr(outfile, "FIRST", 4096)
     monkeypatch.setattr(outfile, "DIRECT_BYTES", 1)
     outfile._spare.clear()
 
