@@ -130,15 +130,16 @@ class Snapshot:
         more than the read."""
         if ragged_images(self.spec) or not image_dim(self.spec):
             raise self._lacks("image tokens")
-        places = self._locate("image", keys)
+        groups = self._by_part("image", self._locate("image", keys))
         shape, dtype = (len(keys), *self.spec.image_shape), READ[self.spec.dtype]
-        if out is None:
-            out = aligned_empty(shape, dtype)
-        if out.shape != shape or out.dtype != dtype or (len(keys) and not out[0].flags.c_contiguous):
+        if out is not None and (out.shape != shape or out.dtype != dtype or (keys and not out[0].flags.c_contiguous)):
             raise InputError(f"the buffer is {out.dtype} {out.shape}, this read needs {dtype} {shape}")
-        groups = self._by_part("image", places)
-        read_batch([(self._dense(part, "tokens"), rows, positions) for part, rows, positions in groups], out)
-        return out
+        for start in range(0, len(groups), OPEN_ARRAYS):
+            # Opened first: a forged part is refused before memory is taken for what it claims.
+            some = [(self._dense(part, "tokens"), rows, to) for part, rows, to in groups[start : start + OPEN_ARRAYS]]
+            out = aligned_empty(shape, dtype) if out is None else out
+            read_batch(some, out)
+        return aligned_empty(shape, dtype) if out is None else out
 
     def image_regions(self, keys: Sequence[str], out: Array | None = None) -> tuple[Array, Array]:
         """Regions padded with zeros to the most of the batch: (N, R, D), and the mask (N, R) bool.

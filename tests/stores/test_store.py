@@ -552,3 +552,14 @@ def test_a_child_of_a_fork_can_open_what_its_parent_was_opening(filled):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
     assert (done, status) == (child, 0)
+
+
+def test_a_batch_over_more_parts_than_files_may_be_open(store, make_images, monkeypatch):
+    monkeypatch.setattr("compal.stores.snapshot.OPEN_ARRAYS", 2)
+    for name in "abcde":
+        store.write_images(f"i-{name}", make_images(name, seed=ord(name)))
+    store.commit([f"i-{name}" for name in "abcde"])
+    tokens = store.image_tokens(list("ecabd"))
+    for row, name in enumerate("ecabd"):
+        np.testing.assert_array_equal(tokens[row], make_images(name, seed=ord(name)).tokens[0].astype(np.float16))
+    assert len(store._open) <= 2
