@@ -110,7 +110,7 @@ def compact(
     Values, tables and quarantine are carried over; what any key reads is the same before and after. One part is
     held in memory at a time. Safe beside readers and writers; a killed run is resumed by the next. `progress` is
     called with (parts written, parts in all). Raises `VerificationError` for a small part that is damaged,
-    before anything of it is copied.
+    before anything of it is copied, `InputError` if others rewrote the store at each of several attempts.
     """
     root = Path(root)
     if not (root / "spec.json").is_file():
