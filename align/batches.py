@@ -128,15 +128,15 @@ Reader = Callable[[list[str]], tuple[np.ndarray, np.ndarray | None]]
 
 
 def _image_reader(store: Features, needs: Needs) -> Reader | None:
-    if needs == "pooled" or store.spec.level == "pooled":
+    if needs == "pooled" or not store.spec.keeps_tokens:
         return None
-    if store.spec.level == "regions":
+    if store.spec.ragged_images:
         return store.image_regions
     return lambda keys: (store.image_tokens(keys), None)
 
 
 def _text_reader(store: Features, needs: Needs) -> Reader | None:
-    return None if needs == "pooled" or store.spec.level == "pooled" else store.text_tokens
+    return None if needs == "pooled" or not store.spec.keeps_tokens else store.text_tokens
 
 
 def _pooled_reader(store: Features, kind: Literal["image", "text"]) -> Reader:
@@ -246,7 +246,7 @@ class FeatureTable:
         """Everything is read once and kept on `device` in the stored dtype, texts and regions unpadded."""
         dtype = store.spec.dtype
         image, text = _image_reader(store, needs), _text_reader(store, needs)
-        kind = Ragged if store.spec.level == "regions" else Dense
+        kind = Ragged if store.spec.ragged_images else Dense
         return cls(
             image_pooled=Dense.read(_pooled_reader(store, "image"), images, dtype, device),
             text_pooled=Dense.read(_pooled_reader(store, "text"), captions, dtype, device),
@@ -285,7 +285,7 @@ def estimated_bytes(store: Features, images: list[str], captions: list[str], nee
     for reader, keys in ((image, images), (text, captions)):
         if reader is None or not keys:
             continue
-        if reader is image and store.spec.level != "regions":
+        if reader is image and not store.spec.ragged_images:
             total += len(keys) * store.spec.image_shape[0] * store.spec.image_shape[1] * size
             continue
         sample = keys[:: max(1, len(keys) // SAMPLE)][:SAMPLE]

@@ -43,9 +43,9 @@ class Dims:
     @classmethod
     def of(cls, spec: FeatureSpec) -> Dims:
         """The sizes of a store's features."""
-        if spec.level == "pooled":
+        if not spec.keeps_tokens:
             return cls(0, 0, spec.pooled_dim)
-        if spec.level == "regions":  # a region and a segment are each one pooled vector
+        if spec.ragged_images:  # a region and a segment are each one pooled vector
             return cls(spec.pooled_dim, spec.pooled_dim, spec.pooled_dim)
         tokens, width = spec.image_shape
         return cls(width, spec.text_dim, spec.pooled_dim, tokens, spec.context_length, tuple(spec.image_grid))

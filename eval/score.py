@@ -228,7 +228,7 @@ def _needs(scorer: Any) -> str:
 
 
 def _fits(label: str, scorer: Any, store: Store) -> None:
-    if hasattr(scorer, "score_pairs") and _needs(scorer) == "tokens" and store.spec.level == "pooled":
+    if hasattr(scorer, "score_pairs") and _needs(scorer) == "tokens" and not store.spec.keeps_tokens:
         raise SpecMismatch(
             f"'{label}' reads tokens, {store.path} holds pooled embeddings only", "Extract --level tokens."
         )

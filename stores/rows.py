@@ -104,7 +104,7 @@ def quarantined_of(done: dict[str, Any]) -> list[Quarantined]:
 
 def ragged_images(spec: FeatureSpec) -> bool:
     """Whether images have unequal numbers of tokens."""
-    return spec.level == "regions"
+    return spec.ragged_images
 
 
 def image_dim(spec: FeatureSpec) -> int:

@@ -12,7 +12,9 @@ from ..errors import InputError
 
 FORMAT_VERSION = 1
 MAX_SAMPLE_VALUES = 1 << 27  # 256 MiB of float16; 4,096 patches of 8,192 channels take a quarter
-LEVELS = ("pooled", "tokens", "regions")
+# The rungs of the ladder; some take an argument: block:-2, regions:grid.
+LEVELS = ("pooled", "tokens", "block", "pixels", "regions")
+LEVEL = re.compile(rf"({'|'.join(LEVELS)})(:[a-z0-9-]+)?")
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class FeatureSpec:
     context_length  the most tokens the text tower takes
     preprocess      the resolved image preprocessing (size, resize mode, interpolation, mean, std)
     tokenizer       the resolved tokenizer (name, cleaning, context length)
-    level           pooled | tokens | regions
-    layer           which states are kept ("last" = after the last block, with the final norm where the pool sees it)
+    level           pooled | tokens | block:-K | pixels | regions[:SOURCE]; see `rung`
+    layer           which states are kept ("last" = after the last block, with the final norm where the pool sees it;
+                    "-K" = those that enter the K-th last block; "input" = what the tower takes)
     normalized      whether pooled embeddings are stored L2-normalised
     dtype           dtype on disk
     precision       dtype of the forward pass
@@ -67,7 +70,7 @@ class FeatureSpec:
         spec = from_dict(cls, data, "spec")
         numbers = (spec.pooled_dim, spec.text_dim, spec.image_prefix, spec.context_length)
         shapes = (spec.image_shape, spec.image_grid)
-        sound = spec.level in LEVELS and spec.format_version == FORMAT_VERSION and all(len(one) == 2 for one in shapes)
+        sound = LEVEL.fullmatch(spec.level) is not None and spec.format_version == FORMAT_VERSION and all(len(one) == 2 for one in shapes)
         if not sound or min(min(one) for one in (numbers, *shapes)) < 0:
             raise InputError("the spec has a level, a format or a shape that no features have")
         if max(*numbers, spec.image_shape[0] * spec.image_shape[1]) > MAX_SAMPLE_VALUES:
@@ -87,7 +90,23 @@ class FeatureSpec:
     def folder(self) -> str:
         """The store's folder: a readable slug and the fingerprint's first 16 digits."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.backbone.lower()).strip("-")[:40]
-        return f"{slug}-{self.level}-{self.fingerprint[:16]}"
+        level = self.level.replace(":", "-").replace("--", "-")
+        return f"{slug}-{level}-{self.fingerprint[:16]}"
+
+    @property
+    def rung(self) -> str:
+        """The level without its argument: pooled, tokens, block, pixels or regions."""
+        return self.level.partition(":")[0]
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether more than one pooled vector is kept of an image and of a caption."""
+        return self.rung != "pooled"
+
+    @property
+    def ragged_images(self) -> bool:
+        """Whether images have unequal numbers of tokens."""
+        return self.rung == "regions"
 
     def with_dtype(self, dtype: str) -> FeatureSpec:
         """The same features stored as another dtype."""

@@ -41,7 +41,7 @@ STRAY = "If nothing writes to the store, what was killed left it: compal store g
 COMPACT = "Finish it: compal store compact; or a day later: compal store gc"
 DROPPED = "Restore it from a copy, or collect the part: compal store gc"
 NEWEST = "Restore it from a copy, or delete it and extract again: parts that are done need no computing."
-NAMED = re.compile(rf".+-(?:{'|'.join(LEVELS)})-([0-9a-f]{{16}})")
+NAMED = re.compile(rf".+-(?:{'|'.join(LEVELS)})(?:-[a-z0-9-]+)?-([0-9a-f]{{16}})")
 
 
 def verify(path: Path, deep: bool = True) -> list[Problem]:

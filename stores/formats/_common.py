@@ -23,7 +23,7 @@ from ...errors import CompalError, InputError, MissingFeatures
 from ..buffers import Array
 from ..files import disk_errors, sync, sync_tree
 from ..rows import ImageRows, Quarantined, TextRows, quarantined_of
-from ..spec import FORMAT_VERSION, LEVELS, FeatureSpec
+from ..spec import FORMAT_VERSION, LEVEL, FeatureSpec
 from ..store import Store
 
 Kind = Literal["image", "text"]
@@ -141,12 +141,12 @@ def keeps_tokens(store: Store, kind: Kind) -> bool:
     """Whether the store keeps token states of a kind."""
     if kind == "text":
         return store.spec.text_dim > 0
-    return store.spec.level == "regions" or bool(store.spec.image_shape and store.spec.image_shape[-1])
+    return store.spec.ragged_images or bool(store.spec.image_shape and store.spec.image_shape[-1])
 
 
 def is_ragged(store: Store, kind: Kind) -> bool:
     """Whether items of a kind have unequal numbers of tokens."""
-    return kind == "text" or store.spec.level == "regions"
+    return kind == "text" or store.spec.ragged_images
 
 
 def row_tokens(store: Store, kind: Kind, keys: Sequence[str]) -> list[Array]:
@@ -240,7 +240,7 @@ def spec_of(path: Path | str, notes: dict[str, str]) -> FeatureSpec:
 
 def check_spec(path: Path | str, spec: FeatureSpec) -> None:
     """Raises `InputError` for a spec whose folder could lie elsewhere, or whose store cannot be written."""
-    if spec.level not in LEVELS or spec.format_version != FORMAT_VERSION:
+    if not LEVEL.fullmatch(spec.level) or spec.format_version != FORMAT_VERSION:
         raise refuse(path, f"its spec has the level {spec.level!r} and the format {spec.format_version}")
     if spec.dtype == "int8":
         cure = "Import an export of the store it was cast from, then: compal store cast STORE --dtype int8"

@@ -31,7 +31,7 @@ def has_tokens(importer: Importer, kind: Kind) -> bool:
 
 def ragged(importer: Importer, kind: Kind) -> bool:
     """Whether items of a kind have unequal numbers of tokens, by the spec."""
-    return kind == "text" or importer.spec.level == "regions"
+    return kind == "text" or importer.spec.ragged_images
 
 
 def add_rows(importer: Importer, kind: Kind, notes: Sequence[Any], features: tuple[Any, Array]) -> None:
