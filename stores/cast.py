@@ -20,13 +20,12 @@ from .compaction import OWN
 from .dtypes import READ, pooled_dtype
 from .manifest import Part, commit_change, complete_part, done_names, read_done, read_manifest, written_now
 from .parts import Origin, write_images, write_texts
-from .rows import image_dim, image_rows, quarantined_of, ragged_images, text_rows
-from .spec import FeatureSpec
+from .rows import image_dim, image_rows, is_ragged, quarantined_of, text_rows, token_dim
 from .store import Store
 
 NARROWER = {
-    "float32": ("float16", "bfloat16", "int8"),
     "float16": ("bfloat16", "int8"),
+    "float32": ("float16", "bfloat16", "int8"),
     "bfloat16": ("int8",),
     "int8": (),
 }
@@ -100,16 +99,19 @@ def cast(
         written=len(wanted),
         dropped=len(before - {part.name for part in after}),
         rows=sum(part.rows for part in made),
-        source_bytes=_bytes(store.parts),
-        bytes=_bytes(made),
+        source_bytes=sum(part.bytes for part in store.parts),
+        bytes=sum(part.bytes for part in made),
         seconds=round(time.perf_counter() - started, 3),
     )
 
 
 def _check(store: Store, dtype: str) -> None:
     present = store.spec.dtype
-    if dtype not in READ:
-        raise UsageError(f"no dtype '{dtype}'", f"Known: {', '.join(READ)}.")
+    if dtype not in NARROWER:
+        raise UsageError(f"no dtype '{dtype}' to cast to", f"Known: {', '.join(NARROWER)}.")
+    if present not in NARROWER:
+        what = f"{store.path} holds pixels and token ids (level {store.spec.level}), of which no bit can be left out"
+        raise UsageError(what, "Cast the features that are computed from them.")
     if dtype not in NARROWER[present]:
         cure = f"From {present} to: {', '.join(NARROWER[present])}." if NARROWER[present] else "Cast its source."
         raise UsageError(f"casting {store.path} from {present} to {dtype} would not make it smaller", cure)
@@ -129,11 +131,11 @@ def _write(store: Store, target: Store, part: Part) -> None:
         tuple(quarantined_of(done)),
         _provenance(done, store.spec.fingerprint),
     )
-    table, (tokens, pooled) = store._table(part, None), _arrays(store, part)
+    columns, (tokens, pooled) = store._table(part, None).to_pydict(), _arrays(store, part)
     if part.kind == "image":
-        write_images(origin, image_rows(table, tokens, pooled))
+        write_images(origin, image_rows(columns, tokens, pooled))
     else:
-        write_texts(origin, text_rows(table, None if tokens is None else list(tokens), pooled))
+        write_texts(origin, text_rows(columns, None if tokens is None else list(tokens), pooled))
 
 
 def _provenance(done: dict[str, Any], fingerprint: str) -> dict[str, Any]:
@@ -148,8 +150,8 @@ def _arrays(store: Store, part: Part) -> tuple[Array | list[Array] | None, Array
     pooled = aligned_empty((part.rows, spec.pooled_dim), READ[pooled_dtype(spec.dtype)])
     rows = np.arange(part.rows)
     if not part.rows:
-        return _no_tokens(spec, part.kind), pooled
-    if part.kind == "text" or ragged_images(spec):
+        return ([] if token_dim(spec, part.kind) else None), pooled
+    if is_ragged(spec, part.kind):
         file = store._ragged(part)
         file.pooled_into(rows, pooled, rows)
         return (None if file.tokens is None else [file.row(row) for row in range(part.rows)]), pooled
@@ -159,10 +161,6 @@ def _arrays(store: Store, part: Part) -> tuple[Array | list[Array] | None, Array
     tokens = aligned_empty((part.rows, *spec.image_shape), READ[spec.dtype])
     store._dense(part, "tokens").read_into(rows, tokens, rows)
     return tokens, pooled
-
-
-def _no_tokens(spec: FeatureSpec, kind: str) -> list[Array] | None:
-    return [] if (image_dim(spec) if kind == "image" else spec.text_dim) else None
 
 
 def _commit(store: Store, target: Store) -> int:
@@ -182,7 +180,3 @@ def _commit(store: Store, target: Store) -> int:
 
     written = written_now("cast", origin={"cast_from": source})
     return commit_change(target.path, target.spec.fingerprint, change, written)
-
-
-def _bytes(parts: tuple[Part, ...] | list[Part]) -> int:
-    return sum(size["bytes"] for part in parts for size in part.files.values())

@@ -32,6 +32,7 @@ from .manifest import (
     commit_change,
     complete_part,
     done_names,
+    done_path,
     newest,
     numbers,
     read_done,
@@ -39,14 +40,13 @@ from .manifest import (
 )
 from .parts import Origin, write_images, write_texts
 from .ragged import RaggedFile
-from .rows import ImageRows, Quarantined, TextRows, image_dim, quarantined_of, ragged_images
+from .rows import SCHEMAS, Quarantined, image_dim, image_rows, quarantined_of, text_rows
 from .shard import Rows
+from .sizes import MIN_PART_ROWS, PART_BYTES, part_rows
 from .spec import FeatureSpec
 from .tables import read_table
 
-PART_BYTES = 256 * 2**20
-# Below 64 rows a part is not worth its six files; above 65,536 its table alone is hard to hold in memory.
-MIN_ROWS, MAX_ROWS = 64, 65_536
+MAX_ROWS = 65_536  # above, the table of a part alone is hard to hold in memory
 ATTEMPTS = 10
 OWN = {"host", "pid", "time", "seconds", "user", "compal", "python", "platform", "operation", "sources"}
 
@@ -154,7 +154,7 @@ def _compact(
         tuple(part.name for part in sources),
         tuple(group.name for group in plan.groups),
         rows,
-        sum(map(_bytes, sources)),
+        sum(part.bytes for part in sources),
         sum(part.rows for part in sources) - rows,
         notes,
     )
@@ -179,19 +179,12 @@ def _planned(root: Path, spec: FeatureSpec, part_bytes: int) -> tuple[_Plan, tup
     return plan, ()
 
 
-def _bytes(part: Part) -> int:
-    return sum(size["bytes"] for size in part.files.values())
-
-
 def _target_rows(parts: Sequence[Part], part_bytes: int) -> int:
     """Rows of a full part: the power of two nearest to what `part_bytes` hold."""
     rows = sum(part.rows for part in parts)
     if not rows:
-        return MIN_ROWS
-    ideal = max(1, round(part_bytes * rows / max(1, sum(map(_bytes, parts)))))
-    below = 1 << (ideal.bit_length() - 1)
-    nearest = below if ideal * ideal <= 2 * below * below else 2 * below
-    return min(max(nearest, MIN_ROWS), MAX_ROWS)
+        return MIN_PART_ROWS
+    return part_rows(sum(part.bytes for part in parts) / rows, part_bytes, MAX_ROWS)
 
 
 def _groups(
@@ -264,15 +257,15 @@ def _name(spec: FeatureSpec, group: _Group) -> str:
 
 
 def _write(root: Path, spec: FeatureSpec, group: _Group) -> None:
-    if (root / "done" / f"{group.name}.json").exists():  # of a run that was killed later
+    if done_path(root, group.name).exists():  # of a run that was killed later
         return
     for part, _ in group.slices:
         _check_whole(root, part)
     origin = Origin(root, spec, group.name, tuple(group.quarantined), _provenance(root, group))
     if group.kind == "image":
-        write_images(origin, _image_rows(root, spec, group))
+        write_images(origin, image_rows(_columns(root, group), *_image_arrays(root, spec, group)))
     else:
-        write_texts(origin, _text_rows(root, spec, group))
+        write_texts(origin, text_rows(_columns(root, group), *_ragged(root, spec, group, spec.text_dim)))
 
 
 def _check_whole(root: Path, part: Part) -> None:
@@ -300,36 +293,20 @@ def _provenance(root: Path, group: _Group) -> dict[str, Any]:
     return alike | spent_seconds | {"operation": "compact", "sources": [part.name for part, _ in group.slices]}
 
 
-def _image_rows(root: Path, spec: FeatureSpec, group: _Group) -> ImageRows:
+def _columns(root: Path, group: _Group) -> dict[str, list[Any]]:
     tables = [_table(root, part).take(rows) for part, rows in group.slices]
-    table = pa.concat_tables(tables) if tables else None
-    sources, sizes = [], []
-    if table is not None:
-        sources = table.column("source").to_pylist()
-        sizes = list(zip(table.column("width").to_pylist(), table.column("height").to_pylist(), strict=True))
-    tokens: Array | list[Array] | None
-    if ragged_images(spec) or not group.keys:
-        tokens, pooled = _ragged(root, spec, group, image_dim(spec))
-    else:
-        tokens = _dense(root, spec, group, "tokens", spec.image_shape) if image_dim(spec) else None
-        pooled = _dense(root, spec, group, "pooled", (spec.pooled_dim,))
-    return ImageRows(group.keys, sources, sizes, tokens, pooled)
+    table = pa.concat_tables(tables) if tables else SCHEMAS[group.kind].empty_table()
+    columns: dict[str, list[Any]] = table.to_pydict()
+    return columns
 
 
-def _text_rows(root: Path, spec: FeatureSpec, group: _Group) -> TextRows:
-    tokens, pooled = _ragged(root, spec, group, spec.text_dim)
-    rows = [row for part, chosen in group.slices for row in _table(root, part).take(chosen).to_pylist()]
-    return TextRows(
-        keys=group.keys,
-        captions=[row["caption"] for row in rows],
-        sources=[row["source"] for row in rows],
-        tokens=tokens,
-        pooled=pooled,
-        spans=[[(span["start"], span["end"]) for span in row["spans"]] for row in rows],
-        pool_index=[row["pool_index"] for row in rows],
-        truncated=[row["truncated"] for row in rows],
-        segments=[tuple((one["start"], one["end"], one["kind"]) for one in row["segments"]) for row in rows],
-    )
+def _image_arrays(root: Path, spec: FeatureSpec, group: _Group) -> tuple[Array | list[Array] | None, Array]:
+    if spec.ragged_images or not group.keys:
+        return _ragged(root, spec, group, image_dim(spec))
+    tokens = _dense(root, spec, group, "tokens", spec.image_shape) if image_dim(spec) else None
+    if not spec.pooled_dim:
+        return tokens, np.empty((len(group.keys), 0), STORED[spec.dtype])
+    return tokens, _dense(root, spec, group, "pooled", (spec.pooled_dim,))
 
 
 def _dense(root: Path, spec: FeatureSpec, group: _Group, name: str, inner: tuple[int, ...]) -> Array:
@@ -351,6 +328,8 @@ def _ragged(root: Path, spec: FeatureSpec, group: _Group, dim: int) -> tuple[lis
     start = 0
     for part, rows in group.slices:
         file = RaggedFile(checked_path(root, f"{FOLDERS[part.kind]}/{part.name}.arrow"))
+        if file.pooled.shape != (part.rows, spec.pooled_dim) or (dim > 0) != (file.tokens is not None):
+            raise VerificationError(f"{file.path} holds other columns than the spec says", RESTORE)
         file.pooled_into(rows, pooled, np.arange(start, start + len(rows)))
         tokens += [file.row(row) for row in rows.tolist()] if dim else []
         start += len(rows)

@@ -16,9 +16,9 @@ import numpy as np
 
 from ..errors import InputError
 from .buffers import Array
-from .dtypes import from_bfloat16
+from .dtypes import to_float32
 from .manifest import KINDS, Part
-from .rows import image_dim, ragged_images
+from .rows import is_ragged, token_dim
 from .spec import FeatureSpec
 from .store import Store
 
@@ -194,7 +194,7 @@ class _Kind:
         self.common += len(keys)
         if not keys:
             return
-        signature, listed = _signature(part), self.there._parts(self.kind)
+        signature, listed = _signature(part), self.there._parts[self.kind]
         numbers = self.there._locate(self.kind, keys) >> 32
         alike = {n for n in np.unique(numbers).tolist() if self._signatures[listed[n].name] == signature}
         unread = [key for key, number in zip(keys, numbers.tolist(), strict=True) if number not in alike]
@@ -223,10 +223,12 @@ class _Kind:
         elif shapes[0] is None:
             del self.tallies["tokens"]
         else:
-            ragged = self.kind == "text" or ragged_images(here)
-            readers["tokens"] = self._compare_ragged if ragged else self._compare_dense
+            readers["tokens"] = self._compare_ragged if is_ragged(here, self.kind) else self._compare_dense
         if here.pooled_dim != there.pooled_dim:
-            self.tallies["pooled"].note = f"pooled embeddings are {here.pooled_dim} here, {there.pooled_dim} there"
+            sizes = [spec.pooled_dim or "not kept" for spec in (here, there)]
+            self.tallies["pooled"].note = f"pooled embeddings are {sizes[0]} here, {sizes[1]} there"
+        elif not here.pooled_dim:
+            del self.tallies["pooled"]
         else:
             readers["pooled"] = self._compare_pooled
         return readers
@@ -236,11 +238,11 @@ class _Kind:
         tally.add(keys, np.array([one != other for one, other in zip(here, there, strict=True)], bool))
 
     def _compare_pooled(self, tally: _Tally, keys: list[str]) -> None:
-        x, y = (_floats(store.pooled(self.kind, keys)) for store in (self.here, self.there))
+        x, y = (to_float32(store.pooled(self.kind, keys)) for store in (self.here, self.there))
         tally.add_values(keys, x, y, self.tolerance, np.zeros(len(keys), bool))
 
     def _compare_dense(self, tally: _Tally, keys: list[str]) -> None:
-        x, y = (_floats(store.image_tokens(keys)) for store in (self.here, self.there))
+        x, y = (to_float32(store.image_tokens(keys)) for store in (self.here, self.there))
         tally.add_values(keys, x, y, self.tolerance, np.zeros(len(keys), bool))
 
     def _compare_ragged(self, tally: _Tally, keys: list[str]) -> None:
@@ -248,12 +250,12 @@ class _Kind:
         (x, mask), (y, other) = (read(store, keys) for store in (self.here, self.there))
         length = min(mask.shape[1], other.shape[1])
         unequal = mask.sum(axis=1) != other.sum(axis=1)
-        tally.add_values(keys, _floats(x[:, :length]), _floats(y[:, :length]), self.tolerance, unequal)
+        tally.add_values(keys, to_float32(x[:, :length]), to_float32(y[:, :length]), self.tolerance, unequal)
 
 
 def _held(store: Store, kind: Any) -> Iterator[tuple[Part, list[str]]]:
     """Each part with the keys that are read from it: not those that an earlier part holds too."""
-    for number, part in enumerate(store._parts(kind)):
+    for number, part in enumerate(store._parts[kind]):
         keys = store._table(part, ["key"]).column("key").to_pylist()
         first = (store._locate(kind, keys) >> 32) == number
         yield part, [key for key, own in zip(keys, first.tolist(), strict=True) if own]
@@ -266,11 +268,10 @@ def _signature(part: Part) -> tuple[tuple[str, str], ...]:
 
 
 def _token_shape(spec: FeatureSpec, kind: str) -> tuple[int, ...] | None:
-    if kind == "text":
-        return (spec.text_dim,) if spec.text_dim else None
-    if not image_dim(spec):
+    dim = token_dim(spec, kind)
+    if not dim:
         return None
-    return (image_dim(spec),) if ragged_images(spec) else tuple(spec.image_shape)
+    return (dim,) if is_ragged(spec, kind) else tuple(spec.image_shape)
 
 
 def _rows(store: Store, kind: Any, keys: list[str]) -> list[dict[str, Any]]:
@@ -280,7 +281,3 @@ def _rows(store: Store, kind: Any, keys: list[str]) -> list[dict[str, Any]]:
         table = store._table(part, None).drop_columns(["source"]).take(rows)
         found |= dict(zip(positions.tolist(), table.to_pylist(), strict=True))
     return [found[position] for position in range(len(keys))]
-
-
-def _floats(values: Array) -> Array:
-    return from_bfloat16(values) if values.dtype == np.uint16 else values.astype(np.float32, copy=False)

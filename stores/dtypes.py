@@ -1,8 +1,8 @@
 """The dtypes of a store: what a spec calls them, what lies on disk, what a read returns.
 
-float16 and float32 are stored as they are. numpy and Zarr have no bfloat16 that every reader knows: its bits
-are stored as uint16, with the attribute `compal_dtype`. int8 is derived from another store by `cast`; its
-tokens are dequantized on the way out, its pooled embeddings are float16.
+float16 and float32 are stored as they are, and so is uint8: pixels, and the bytes of token ids. numpy and Zarr have
+no bfloat16 that every reader knows: its bits are stored as uint16, with the attribute `compal_dtype`. int8 is
+derived from another store by `cast`; its tokens are dequantized on the way out, its pooled embeddings are float16.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ STORED: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "bfloat16": np.dtype("<u2"),
     "int8": np.dtype("|i1"),
+    "uint8": np.dtype("|u1"),
 }
 READ: dict[str, np.dtype[Any]] = {**STORED, "int8": np.dtype("<f4")}
 ATTRIBUTE = "compal_dtype"
@@ -61,6 +62,15 @@ def from_bfloat16(bits: Array) -> Array:
     return wide.view(np.float32)
 
 
+def to_float32(values: Array) -> Array:
+    """float32 of values as they are stored or read: uint16 are the bits of bfloat16. What is too large becomes
+    infinite; float32 is not copied."""
+    if values.dtype == np.uint16:
+        return from_bfloat16(values)
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False)
+
+
 def cast_into(out: Array, values: Array, dtype: str) -> None:
     """`out[...] = values` as the stored form of `dtype`. uint16 values are the bits of bfloat16 already;
     other dtypes round to the nearest, ties to even. Says nothing of what overflows."""
@@ -75,11 +85,19 @@ def cast_into(out: Array, values: Array, dtype: str) -> None:
 def all_finite(stored: Array, dtype: str) -> bool:
     """Whether no stored value is NaN or infinite. Of each sign, these are the largest bit patterns: two maxima
     of integers, 20 GB/s, where np.isfinite takes float16 at 0.8."""
-    if dtype == "int8":
+    if dtype in ("int8", "uint8"):
         return True
     size, first = stored.dtype.itemsize, _EXPONENT[dtype]
     positive, negative = stored.view(f"i{size}").max(initial=0), stored.view(f"u{size}").max(initial=0)
     return int(positive) < first and int(negative) < first | 1 << (8 * size - 1)
+
+
+def finite_rows(values: Array) -> Array:
+    """Which rows of (N, …) stored or read values hold neither NaN nor infinity, (N,) bool."""
+    dtype = "bfloat16" if values.dtype == np.uint16 else values.dtype.name
+    if all_finite(values, dtype):
+        return np.ones(len(values), bool)
+    return np.asarray(np.isfinite(to_float32(values)).reshape(len(values), -1).all(axis=1))
 
 
 def first_not_finite(stored: Array, values: Array, dtype: str) -> NotFinite:

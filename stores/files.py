@@ -28,6 +28,9 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 # Lustre without -o flock and some FUSE mounts have no locks, some network mounts no fsync of folders.
 UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
+# What NFS, SMB and FUSE mounts answer while the server is away; it says nothing about the file.
+_AWAY = ("EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EREMOTEIO", "EHOSTUNREACH", "ENETUNREACH")
+TRANSIENT = frozenset(getattr(errno, name) for name in _AWAY if hasattr(errno, name))
 RESTORE = "Restore the file from a copy; see what else is damaged with: compal store verify"
 
 
@@ -49,19 +52,29 @@ def disk_errors(what: str) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises `VerificationError` if it is missing, truncated or not an object."""
+    """A JSON object from a file. Raises `VerificationError` if it is missing, truncated or not an object, caused by
+    the `OSError` where it cannot be read: a network share may be gone for a while."""
     try:
-        data = json.loads(path.read_bytes())
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise VerificationError(f"{path} is missing", RESTORE) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise VerificationError(f"{path} cannot be read as JSON: {error}", RESTORE) from None
+    except OSError as error:
+        raise VerificationError(f"{path} cannot be read as JSON: {error}", RESTORE) from error
+    return parse_json(raw, path)
+
+
+def parse_json(raw: bytes, place: Path | str, cure: str = RESTORE) -> dict[str, Any]:
+    """A JSON object that was read from `place`. Raises `VerificationError` if it is truncated or not an object."""
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise VerificationError(f"{place} cannot be read as JSON: {error}", cure) from None
     if not isinstance(data, dict):
-        raise VerificationError(f"{path} does not hold a JSON object", RESTORE)
+        raise VerificationError(f"{place} does not hold a JSON object", cure)
     return data
 
 
-def check_relative(root: Path, relative: str) -> None:
+def check_relative(root: Path | str, relative: str) -> None:
     """Raises `VerificationError` unless `relative` is written as a plain path below `root`."""
     pure = PurePosixPath(relative)
     plain = pure.parts and not pure.is_absolute() and ".." not in pure.parts and str(pure) == relative
@@ -137,7 +150,7 @@ def abandoned(root: Path) -> list[Path]:
     found = []
     for path in sorted((root / STAGING).glob("*")):
         match = pattern.fullmatch(path.name)
-        if match and not _alive(int(match[1])):
+        if match and not alive(int(match[1])):
             found.append(path)
     return found
 
@@ -187,7 +200,13 @@ def lock(root: Path) -> Iterator[bool]:
     """One publisher, committer or collector at a time; the kernel releases the lock of a killed process. Not to
     be taken twice by one thread. Gives False on a file system without locks, where two writers that publish one
     part at the same moment may mix their files, which `verify` reports."""
-    handle = os.open(root / "spec.json", os.O_RDWR)  # NFS gives exclusive locks to writable handles only
+    with locked(os.open(root / "spec.json", os.O_RDWR)) as held:  # NFS gives such locks to writable handles only
+        yield held
+
+
+@contextmanager
+def locked(handle: int) -> Iterator[bool]:
+    """Hold the exclusive lock of an open file, and close it. Gives False on a file system without locks."""
     held = True
     try:
         try:
@@ -205,7 +224,8 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this host runs, as far as can be told."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -106,8 +106,8 @@ def _entry(
 
 
 def _counts(suffix: str, parts: Sequence[Part]) -> dict[str, int]:
-    sizes = (size["bytes"] for part in parts for size in part.files.values())
-    sums = {"parts": len(parts), "rows": sum(part.rows for part in parts), "bytes": sum(sizes)}
+    rows, size = sum(part.rows for part in parts), sum(part.bytes for part in parts)
+    sums = {"parts": len(parts), "rows": rows, "bytes": size}
     return {name + suffix: value for name, value in sums.items()}
 
 

@@ -6,11 +6,16 @@ in every run, and an image that three datasets share has one key. Stores are joi
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+from ..errors import InputError
+from .files import TRANSIENT
 
 Segment = tuple[int, int, str]
 Box = tuple[float, float, float, float]
@@ -21,6 +26,33 @@ def content_key(domain: str, content: bytes) -> str:
     return hashlib.sha256(domain.encode() + b"\0" + content).hexdigest()[:32]
 
 
+class Readable(Protocol):
+    """Where the bytes of an image file lie when that is not a file of its own: `FileSlice`, a row of a table."""
+
+    def read(self) -> bytes:
+        """All of them; each call begins anew and may come from any thread. Raises `OSError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlice:
+    """Bytes [offset, offset + size) of a file: an image inside a tar."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Raises `OSError` if there is no such file or it ends before the slice does."""
+        with open(self.path, "rb") as file:
+            # Asked first: a damaged index must not take memory for what the file cannot hold.
+            held = os.fstat(file.fileno()).st_size
+            if not 0 <= self.offset <= self.offset + self.size <= held:
+                what = f"no bytes {self.offset:,} to {self.offset + self.size:,} in a file of {held:,}"
+                raise OSError(errno.EINVAL, what, str(self.path))
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One image or one caption, the unit of extraction.
@@ -28,27 +60,38 @@ class Item:
     key       content key, see `content_key`
     kind      "image" or "text"
     source    where it comes from, for people and for messages (`coco/val2017/000000000724.jpg`)
-    content   a caption (str), an image file (Path), or a function that renders the image as (H, W, 3) uint8
-    segments  of a caption: (start, end, kind) character spans, kind "object" or "relation"
+    content   a caption (str), an image file (Path), its bytes elsewhere (`Readable`), or a function that renders
+              the image as (H, W, 3) uint8
+    segments  of a caption: (start, end, kind) character spans, kind "object", "attribute", "relation" or "phrase"
     boxes     of an image: (x0, y0, x1, y1) as fractions of its width and height
     """
 
     key: str
     kind: Literal["image", "text"]
     source: str
-    content: str | Path | Callable[[], Any]
+    content: str | Path | Readable | Callable[[], Any]
     segments: tuple[Segment, ...] = ()
     boxes: tuple[Box, ...] = ()
 
     @classmethod
     def image_file(cls, path: Path, source: str = "", boxes: tuple[Box, ...] = ()) -> Item:
         """An image keyed by its file's bytes. A file that cannot be read is keyed by its name, so that
-        extraction can list it in the quarantine, and is tried again under its true key once it is there."""
+        extraction can list it in the quarantine, and is tried again under its true key once it is there. Raises
+        `InputError`, caused by the `OSError`, where a network share is gone: that says nothing about the file."""
         try:
             key = content_key("image-file", path.read_bytes())
-        except OSError:
+        except OSError as error:
+            if error.errno in TRANSIENT:
+                cure = "Bring the share back, then run again."
+                raise InputError(f"cannot read {path}: {error.strerror}", cure) from error
             key = content_key("image-unreadable", (source or str(path)).encode())
         return cls(key, "image", source or path.name, path, boxes=boxes)
+
+    @classmethod
+    def image_bytes(cls, data: bytes, content: Readable, source: str, boxes: tuple[Box, ...] = ()) -> Item:
+        """An image whose file's bytes are `data`, which `content` reads again later: keyed as `image_file` keys, so
+        equal files have equal keys wherever they lie."""
+        return cls(content_key("image-file", data), "image", source, content, boxes=boxes)
 
     @classmethod
     def rendered(cls, recipe: bytes, render: Callable[[], Any], source: str, boxes: tuple[Box, ...] = ()) -> Item:

@@ -62,10 +62,15 @@ class Part:
     record: str
     files: dict[str, dict[str, Any]]
 
+    @property
+    def bytes(self) -> int:
+        """What its files take."""
+        return sum(int(size["bytes"]) for size in self.files.values())
+
     @classmethod
-    def parse(cls, root: Path, data: Any) -> Part:
-        """From a manifest's entry. Raises `VerificationError` for what is missing, of the wrong type or
-        points out of the store."""
+    def parse(cls, root: Path | str, data: Any) -> Part:
+        """From a manifest's entry; `root` is named in messages. Raises `VerificationError` for what is missing, of the
+        wrong type or points out of the store."""
         if not isinstance(data, dict) or data.keys() != PART_FIELDS:
             raise VerificationError(f"{root} lists a malformed part", RESTORE)
         part = cls(**data)
@@ -87,7 +92,7 @@ class Part:
         return part
 
     @classmethod
-    def of_done(cls, root: Path, done: dict[str, Any]) -> Part:
+    def of_done(cls, root: Path | str, done: dict[str, Any]) -> Part:
         """The part that a `done` file describes. Raises `VerificationError`."""
         quarantined = done.get("quarantined")
         entry = {
@@ -138,7 +143,7 @@ class Manifest:
         return canonical({"format": FORMAT_VERSION, **data, "parts": [vars(part) for part in self.parts]})
 
     @classmethod
-    def parse(cls, root: Path, data: dict[str, Any], known: Mapping[str, Part] | None = None) -> Manifest:
+    def parse(cls, root: Path | str, data: dict[str, Any], known: Mapping[str, Part] | None = None) -> Manifest:
         """Raises `VerificationError` for content that `to_json` does not write. `known` are parsed parts by
         name, of the manifest before: an entry that equals one is taken over, 10 times as fast."""
         if data.get("format") != FORMAT_VERSION:
@@ -157,7 +162,7 @@ class Manifest:
         return cls(number, parent, spec, parsed, written)  # type: ignore[arg-type]
 
 
-def _parsed(root: Path, entry: Any, known: Mapping[str, Part]) -> Part:
+def _parsed(root: Path | str, entry: Any, known: Mapping[str, Part]) -> Part:
     if known and isinstance(entry, dict):
         name = entry.get("name")
         part = known.get(name) if isinstance(name, str) else None
@@ -169,20 +174,24 @@ def _parsed(root: Path, entry: Any, known: Mapping[str, Part]) -> Part:
 def written_now(operation: str, note: str = "", origin: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a manifest says of its own making: operation (append, drop, restore, compact, pull, merge, cast, push),
     time (seconds since 1970), host, user, compal (version), `note` if there is one, and `origin` beside it."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = ""
     record = {
         **(origin or {}),
         "operation": operation,
         "time": round(time.time(), 3),
         "host": os.uname().nodename,
-        "user": user,
+        "user": user_name(),
         "compal": __version__,
     }
     note = " ".join(note.split()).encode(errors="replace").decode()
     return record | ({"note": note} if note else {})
+
+
+def user_name() -> str:
+    """Who runs this process."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"uid {os.getuid()}"
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -191,6 +200,11 @@ def written_now(operation: str, note: str = "", origin: Mapping[str, Any] | None
 def manifest_path(root: Path, number: int) -> Path:
     """The file of manifest `number`."""
     return root / "manifests" / f"{number}.json"
+
+
+def done_path(root: Path, name: str) -> Path:
+    """The file whose presence says that a part is complete."""
+    return root / "done" / f"{name}.json"
 
 
 def numbers(root: Path) -> list[int]:
@@ -219,7 +233,7 @@ def done_digest(done: dict[str, Any]) -> str:
 
 def read_done(root: Path, name: str) -> dict[str, Any]:
     """The content of `done/<name>.json`. Raises `VerificationError` if damaged or of another part."""
-    path = root / "done" / f"{name}.json"
+    path = done_path(root, name)
     done = read_json(path)
     if "digest" in done and done["digest"] != done_digest(done):
         raise VerificationError(f"{path} is damaged: its digest does not match", RESTORE)
@@ -339,7 +353,7 @@ def commit_change(
 def complete_part(root: Path, spec: str, name: str) -> Part:
     """The part as its done file describes it. Raises `InputError` if it is not complete, `VerificationError` if
     it is of another spec or a file of it is missing or not of its size."""
-    if not PART_NAME.fullmatch(name) or not (root / "done" / f"{name}.json").is_file():
+    if not PART_NAME.fullmatch(name) or not done_path(root, name).is_file():
         raise InputError(f"part {name} of {root} is not complete", "Write it again before committing it.")
     done = read_done(root, name)
     if done.get("spec") != spec:
@@ -359,7 +373,7 @@ def advance_head(root: Path) -> int:
     number cannot stay.
     """
     while existing := numbers(root):
-        content = head_content(root, existing[-1])
+        content = head_content(existing[-1], manifest_path(root, existing[-1]).read_bytes())
         head = root / "head.json"
         if not head.is_file() or head.read_bytes() != content:
             replace(root, head, content)
@@ -368,7 +382,6 @@ def advance_head(root: Path) -> int:
     return 0
 
 
-def head_content(root: Path, number: int) -> bytes:
-    """What `head.json` holds when manifest `number` is the newest."""
-    digest = hashlib.sha256(manifest_path(root, number).read_bytes()).hexdigest()
-    return canonical({"manifest": number, "sha256": digest})
+def head_content(number: int, manifest: bytes) -> bytes:
+    """What `head.json` holds when `manifest`, of that number, is the newest."""
+    return canonical({"manifest": number, "sha256": hashlib.sha256(manifest).hexdigest()})

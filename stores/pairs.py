@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,18 +27,23 @@ SCHEMA = pa.schema(
 )
 
 
-def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
-    """Write a Parquet table of pairs atomically and return the number of rows. Raises `InputError` if the
-    disk is full or read-only; the previous table then stays."""
+INFO = b"compal"  # the key of what is said of a table, in its schema's metadata
+
+
+def write_pairs(path: Path, pairs: Iterable[Pair], info: Mapping[str, str] | None = None) -> int:
+    """Write a Parquet table of pairs atomically and return the number of rows. `info` says where they come from
+    (dataset, split, licence, revision, …). Raises `InputError` if the disk is full or read-only; the previous
+    table then stays."""
     rows = list(pairs)
     columns = {name: [getattr(pair, name) for pair in rows] for name in SCHEMA.names}
     columns["negatives"] = [list(pair.negatives) for pair in rows]
+    said = {INFO: json.dumps(info, sort_keys=True).encode()} if info else None
     path = Path(path)
     staged = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}")
     with disk_errors(f"the pairs {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write_table(staged, pa.table(columns, schema=SCHEMA))
+            write_table(staged, pa.table(columns, schema=SCHEMA.with_metadata(said)))
             sync(staged)
             os.replace(staged, path)
         finally:
@@ -56,3 +62,14 @@ def read_pairs(path: Path) -> pa.Table:
     if table.schema.names != SCHEMA.names:
         raise VerificationError(f"{path} has the columns {', '.join(table.schema.names)}", AGAIN)
     return table
+
+
+def read_info(path: Path) -> dict[str, str]:
+    """What `write_pairs` was told of where the pairs come from; empty for a table that does not say.
+    Raises what `read_pairs` raises."""
+    metadata = read_pairs(path).schema.metadata or {}
+    try:
+        said = json.loads(metadata.get(INFO, b"{}"))
+    except ValueError as error:
+        raise VerificationError(f"{path} cannot be read: {error}", AGAIN) from None
+    return {str(name): str(value) for name, value in said.items()} if isinstance(said, dict) else {}

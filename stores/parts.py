@@ -8,7 +8,6 @@ same part, the first `done` stays and the second's work is dropped.
 from __future__ import annotations
 
 import dataclasses
-import getpass
 import hashlib
 import os
 import platform
@@ -28,7 +27,7 @@ from ..errors import InputError
 from . import quantized
 from .dtypes import NotFinite, pooled_dtype
 from .files import checksum, disk_errors, link, lock, staging, sync, sync_tree, write_synced
-from .manifest import FOLDERS, PART_NAME, done_digest, read_done
+from .manifest import FOLDERS, PART_NAME, done_digest, done_path, read_done, user_name
 from .ragged_writer import write_ragged
 from .rows import (
     ImageRows,
@@ -38,7 +37,6 @@ from .rows import (
     check_texts,
     image_dim,
     image_table,
-    ragged_images,
     text_table,
 )
 from .spec import FORMAT_VERSION, FeatureSpec
@@ -63,7 +61,7 @@ def write_images(origin: Origin, rows: ImageRows) -> None:
     check_images(rows, origin.spec, origin.quarantined)
 
     def fill(stage: Path) -> Checksums:
-        if ragged_images(origin.spec) or not rows.keys:
+        if origin.spec.ragged_images or not rows.keys:
             return _ragged(stage / "images", origin, rows, image_dim(origin.spec))
         return _dense(stage / "images" / origin.name, origin.spec, rows)
 
@@ -88,6 +86,8 @@ def _dense(folder: Path, spec: FeatureSpec, rows: ImageRows) -> Checksums:
             written |= quantized.write_tokens(folder, rows.tokens)
         else:
             written |= write_array(folder / "tokens", rows.tokens, spec.dtype, names=quantized.TOKEN_AXES)
+    if not spec.pooled_dim:
+        return written
     pooled = pooled_dtype(spec.dtype)
     return written | write_array(folder / "pooled", rows.pooled, pooled, POOLED_CHUNK_ROWS, ("sample", "channel"))
 
@@ -109,7 +109,7 @@ def _write(
     started, root = time.time(), origin.root
     if not PART_NAME.fullmatch(origin.name):
         raise InputError(f"'{origin.name}' cannot name a part", "Use letters, digits, '-' and '_'.")
-    done = root / "done" / f"{origin.name}.json"
+    done = done_path(root, origin.name)
     items = items_digest(rows.keys, origin.quarantined)
     if done.exists():
         _check_same(origin, kind, items)
@@ -163,16 +163,9 @@ def writer() -> dict[str, str]:
         "compal": __version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "user": _user(),
+        "user": user_name(),
         "host": os.uname().nodename,
     }
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # no such user in this container
-        return f"uid {os.getuid()}"
 
 
 def _when(started: float) -> dict[str, float]:
@@ -187,7 +180,7 @@ def publish(root: Path, stage: Path, folder: str, name: str) -> None:
     kind's, `images` or `texts`.
     """
     with lock(root):
-        if (root / "done" / f"{name}.json").exists():
+        if done_path(root, name).exists():
             return
         for place in (f"{folder}/{name}", f"{folder}/{name}.arrow", f"tables/{name}.parquet"):
             final = root / place
@@ -198,7 +191,7 @@ def publish(root: Path, stage: Path, folder: str, name: str) -> None:
                 os.rename(stage / place, final)
                 sync(final.parent)
         (root / "done").mkdir(exist_ok=True)
-        link(stage / "done.json", root / "done" / f"{name}.json")
+        link(stage / "done.json", done_path(root, name))
         sync(root / "done")
         sync(root)
 

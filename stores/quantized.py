@@ -27,7 +27,7 @@ import pyarrow as pa
 from ..errors import VerificationError
 from .buffers import Array, aligned_empty
 from .dense import DenseArray, open_array
-from .dtypes import READ, STORED, NotFinite, from_bfloat16, to_finite
+from .dtypes import READ, STORED, NotFinite, to_finite, to_float32
 from .files import RESTORE
 from .ragged import RaggedFile
 from .ragged_writer import fixed, row_offsets, write_columns
@@ -50,7 +50,7 @@ def channels_of(rows: Iterable[Array]) -> Array:
 
     def finite() -> Iterable[Array]:
         for number, row in enumerate(rows):
-            values = _floats(row)
+            values = to_float32(row)
             if not np.isfinite(values).all():
                 raise NotFinite(number, overflow=False)
             yield values
@@ -66,7 +66,7 @@ def quantize(values: Array, channels: Array) -> tuple[Array, Array]:
     mean, std = channels
     inverse = np.divide(1, std, out=np.zeros_like(std), where=std > 0)
     with np.errstate(over="ignore", invalid="ignore"):
-        standard = (_floats(values) - mean) * inverse
+        standard = (to_float32(values) - mean) * inverse
         scales = np.abs(standard).max(axis=-1) / np.float32(LIMIT)
         standard /= np.where(scales > 0, scales, 1)[..., None]
         np.rint(standard, out=standard)
@@ -126,13 +126,6 @@ def _check_scales(scales: Array) -> None:
     finite = np.isfinite(scales).all(axis=1)
     if not finite.all():
         raise NotFinite(int(np.argmin(finite)), overflow=True)
-
-
-def _floats(values: Array) -> Array:
-    if values.dtype == np.uint16:
-        return from_bfloat16(values)
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32, copy=False)
 
 
 def _crc(values: Array, scales: Array) -> int:

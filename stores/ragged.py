@@ -2,7 +2,8 @@
 
 One file per part: one record batch, uncompressed, so that a row is a slice of the file: 3 µs, where Parquet
 needs 163 ms. Columns: `tokens` List<FixedSizeList<half, D>> where tokens are kept, `pooled`
-FixedSizeList<half, E>, and a crc32c of each row's bytes of either, since Arrow itself carries none.
+FixedSizeList<half, E> where pooled embeddings are, and a crc32c of each row's bytes of either, since Arrow
+itself carries none.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class RaggedFile:
 
     lengths  (N,) int64, tokens per row (zeros without tokens)
     tokens   (all tokens, D) as stored, unchecked, or None
-    pooled   (N, E) as stored, unchecked
+    pooled   (N, E) as stored, unchecked; (N, 0) without pooled embeddings
 
     `reading` says when a row's crc32c is checked; the file is mapped in every mode. Raises
     `VerificationError` if the file is damaged.
@@ -58,12 +59,13 @@ class RaggedFile:
     def _bind(self, batch: Any) -> None:
         self._batch = batch  # keeps the columns alive
         self.rows = batch.num_rows
-        self.pooled = _matrix(batch.column("pooled"))
-        self._pooled_crc = batch.column("pooled_crc32c").to_numpy()
+        names = batch.schema.names
+        self.pooled = _matrix(batch.column("pooled")) if "pooled" in names else np.empty((self.rows, 0), np.uint8)
+        self._pooled_crc = batch.column("pooled_crc32c").to_numpy() if "pooled" in names else np.zeros(self.rows)
         self._pooled_checks = Checks(self._reading, self.rows)
         self.tokens: Array | None = None
         self.lengths = np.zeros(self.rows, np.int64)
-        if "tokens" in batch.schema.names:
+        if "tokens" in names:
             column = batch.column("tokens")
             self.offsets = column.offsets.to_numpy().astype(np.int64)
             self.lengths = np.diff(self.offsets)

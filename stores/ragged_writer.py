@@ -18,7 +18,8 @@ from .outfile import OutFile
 def write_ragged(path: Path, tokens: Sequence[Array] | None, pooled: Array, dtype: str, dim: int = 0) -> dict[str, Any]:
     """Write one part: `tokens` are N arrays of (L_i, dim) with L_i ≥ 1, `pooled` is (N, E).
 
-    Values are cast to `dtype`: float16, float32 or bfloat16. Returns size and xxh3_128. Raises `NotFinite`
+    Values are cast to `dtype`: float16, float32 or bfloat16; uint8 is stored as given. No column `pooled` if E is 0.
+    Returns size and xxh3_128. Raises `NotFinite`
     naming the row for NaN and infinity, also after the cast. The caller syncs and publishes.
     """
     columns: dict[str, pa.Array] = {}
@@ -37,8 +38,10 @@ def write_ragged(path: Path, tokens: Sequence[Array] | None, pooled: Array, dtyp
 def write_columns(
     path: Path, columns: Mapping[str, pa.Array], pooled: Array, metadata: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """Write token columns as they are and `pooled` (N, E) with its checksums, as one record batch."""
-    every = {**columns, "pooled": fixed(pooled, pooled.shape[1]), "pooled_crc32c": _crcs(pooled)}
+    """Write token columns as they are and, unless E is 0, `pooled` (N, E) with its checksums: one record batch."""
+    every = dict(columns)
+    if pooled.shape[1]:
+        every |= {"pooled": fixed(pooled, pooled.shape[1]), "pooled_crc32c": _crcs(pooled)}
     batch = pa.RecordBatch.from_pydict(every, metadata=metadata)
     with (
         OutFile(path, expect=batch.nbytes) as file,

@@ -40,8 +40,9 @@ class ImageRows:
 
     keys, sources  N content keys, and where each comes from
     sizes          (width, height) in pixels before preprocessing
-    tokens         (N, P, D), or for regions N arrays of (R_i, D), or None at the pooled level
-    pooled         (N, E)
+    tokens         (N, P, D), or for regions N arrays of (R_i, D), or None at the pooled level; at level pixels
+                   (N, H, 3 · W) uint8, the rows of the preprocessed picture
+    pooled         (N, E); (N, 0) at level pixels
     """
 
     keys: list[str]
@@ -57,8 +58,9 @@ class TextRows:
 
     keys, sources  N content keys, and where each comes from
     captions       the exact text
-    tokens         N arrays of (L_i, D), valid tokens only, or None where none are kept
-    pooled         (N, E)
+    tokens         N arrays of (L_i, D), valid tokens only, or None where none are kept; at level pixels (L_i, 4)
+                   uint8, each token id as 4 bytes, little endian
+    pooled         (N, E); (N, 0) at level pixels
     spans          the (start, end) characters of each token, (-1, -1) for special tokens
     pool_index     which stored token the tower pools, -1 if none
     truncated      whether the caption was longer than the context
@@ -102,15 +104,20 @@ def quarantined_of(done: dict[str, Any]) -> list[Quarantined]:
         raise VerificationError(f"the done file of part {done.get('part')} is damaged", RESTORE) from None
 
 
-def ragged_images(spec: FeatureSpec) -> bool:
-    """Whether images have unequal numbers of tokens."""
-    return spec.ragged_images
-
-
 def image_dim(spec: FeatureSpec) -> int:
     """D of an image token; 0 if none are kept. Regions are pooled vectors unless the spec says otherwise."""
     dim = spec.image_shape[-1] if spec.image_shape else 0
-    return dim or (spec.pooled_dim if ragged_images(spec) else 0)
+    return dim or (spec.pooled_dim if spec.ragged_images else 0)
+
+
+def token_dim(spec: FeatureSpec, kind: str) -> int:
+    """D of a token of a kind; 0 if none are kept."""
+    return spec.text_dim if kind == "text" else image_dim(spec)
+
+
+def is_ragged(spec: FeatureSpec, kind: str) -> bool:
+    """Whether items of a kind have unequal numbers of tokens."""
+    return kind == "text" or spec.ragged_images
 
 
 def check_images(rows: ImageRows, spec: FeatureSpec, quarantined: Iterable[Quarantined]) -> None:
@@ -122,10 +129,11 @@ def check_images(rows: ImageRows, spec: FeatureSpec, quarantined: Iterable[Quara
     dim = image_dim(spec)
     if not count:
         return
+    _check_kept(dim, rows.tokens, spec, "image")
     if dim == 0 or rows.tokens is None:
         if (dim == 0) != (rows.tokens is None):
             raise InputError(f"image tokens {'expected by' if dim else 'given against'} level {spec.level}")
-    elif ragged_images(spec):
+    elif spec.ragged_images:
         _check_ragged(rows.tokens, dim, (rows.keys, rows.sources), "image")
     elif not isinstance(rows.tokens, np.ndarray) or rows.tokens.shape != (count, *spec.image_shape):
         shape = getattr(rows.tokens, "shape", type(rows.tokens).__name__)
@@ -142,6 +150,7 @@ def check_texts(rows: TextRows, spec: FeatureSpec, quarantined: Iterable[Quarant
     _check_pooled(rows.pooled, spec, "text")
     if not count:
         return
+    _check_kept(spec.text_dim, rows.tokens, spec, "text")
     if (spec.text_dim == 0) != (rows.tokens is None):
         raise InputError(f"text tokens {'missing' if spec.text_dim else 'given'}, the spec has {spec.text_dim}")
     if rows.tokens is None:
@@ -153,6 +162,13 @@ def check_texts(rows: TextRows, spec: FeatureSpec, quarantined: Iterable[Quarant
                 f"caption {key} has {len(tokens)} tokens, {len(spans)} spans, and pools token {pool}",
                 "The backbone must give one span per stored token.",
             )
+
+
+def spans_inside(caption: str, spans: Iterable[tuple[int, int]], segments: Iterable[tuple[int, int]]) -> bool:
+    """Whether the (start, end) of tokens and of segments lie in their caption; special tokens are at (-1, -1)."""
+    size = len(caption)
+    tokens = (span for span in spans if span != (-1, -1))
+    return all(0 <= start <= end <= size for start, end in (*tokens, *segments))
 
 
 def _check_keys(keys: list[str], sources: list[str], kind: str, quarantined: Iterable[Quarantined]) -> None:
@@ -176,6 +192,16 @@ def _check_pooled(pooled: Array, spec: FeatureSpec, kind: str) -> None:
         raise InputError(f"pooled {kind} embeddings are {pooled.shape}, the spec says (N, {spec.pooled_dim})")
 
 
+def _check_kept(dim: int, tokens: Array | Sequence[Array] | None, spec: FeatureSpec, kind: str) -> None:
+    """Bytes are stored as they are given: no other number is cast to one, or wraps around."""
+    if not dim and not spec.pooled_dim:
+        raise InputError(f"the spec keeps neither tokens nor pooled embeddings of {kind}s")
+    blocks = [tokens] if isinstance(tokens, np.ndarray) else tokens or []
+    other = next((block.dtype for block in blocks if block.dtype != np.uint8), None)
+    if spec.dtype == "uint8" and other is not None:
+        raise InputError(f"{kind} tokens are {other} at level {spec.level}, which stores uint8")
+
+
 def _check_ragged(tokens: Any, dim: int, names: tuple[list[str], list[str]], kind: str) -> None:
     _equal_lengths(len(names[0]), tokens=tokens)
     for key, source, row in zip(*names, tokens, strict=True):
@@ -194,16 +220,14 @@ def image_table(rows: ImageRows) -> pa.Table:
     return pa.table(columns, schema=IMAGE_SCHEMA)
 
 
-def image_rows(table: pa.Table, tokens: Array | Sequence[Array] | None, pooled: Array) -> ImageRows:
-    """The inverse of `image_table`, with the arrays beside it."""
-    columns = table.to_pydict()
+def image_rows(columns: dict[str, list[Any]], tokens: Array | Sequence[Array] | None, pooled: Array) -> ImageRows:
+    """From the columns of `image_table`, as lists, and the arrays beside it."""
     sizes = list(zip(columns["width"], columns["height"], strict=True))
     return ImageRows(columns["key"], columns["source"], sizes, tokens, pooled)
 
 
-def text_rows(table: pa.Table, tokens: Sequence[Array] | None, pooled: Array) -> TextRows:
-    """The inverse of `text_table`, with the arrays beside it."""
-    columns = table.to_pydict()
+def text_rows(columns: dict[str, list[Any]], tokens: Sequence[Array] | None, pooled: Array) -> TextRows:
+    """From the columns of `text_table`, as lists, and the arrays beside it."""
     return TextRows(
         keys=columns["key"],
         captions=columns["caption"],

@@ -17,7 +17,7 @@ from ..errors import InputError
 from .buffers import Array, aligned_empty, sample_buffer
 from .dense import DenseArray
 from .ragged import RaggedFile
-from .rows import ragged_images
+from .rows import is_ragged, token_dim
 from .shard import Rows
 
 if TYPE_CHECKING:
@@ -42,20 +42,16 @@ def scan(
 
     A thread reads up to `ahead` batches ahead into `ahead + 1` buffers that are used again and again: the
     arrays of a batch are valid until the next one is asked for. Copy what is kept. Raises `InputError` for a
-    batch or `ahead` below 1, tokens of a store that keeps none, and a scan that is continued after a fork;
-    `VerificationError` where bytes are not what was written.
+    batch or `ahead` below 1, tokens or pooled embeddings of a store that keeps none, and a scan that is continued
+    after a fork; `VerificationError` where bytes are not what was written.
     """
     if batch < 1 or ahead < 1 or not set(what) <= {"tokens", "pooled"}:
         raise InputError(f"a scan of {what} with batches of {batch}, {ahead} ahead", "Both must be at least 1.")
-    if "tokens" in what and not _keeps_tokens(store, kind):
+    if "tokens" in what and not token_dim(store.spec, kind):
         raise InputError(f"{store.path} keeps no {kind} tokens (level {store.spec.level})", "Scan the pooled ones.")
+    if "pooled" in what and not store.spec.pooled_dim:
+        raise InputError(f"{store.path} keeps no pooled embeddings (level {store.spec.level})", "Scan the tokens.")
     return _read_ahead(lambda slot: _batches(store, kind, batch, what, slot), ahead)
-
-
-def _keeps_tokens(store: Store, kind: Kind) -> bool:
-    if kind == "image" and not ragged_images(store.spec):
-        return bool(store.spec.image_shape and store.spec.image_shape[-1])
-    return kind == "image" or bool(store.spec.text_dim)
 
 
 def _read_ahead(start: Callable[[Callable[[], Slot]], Iterator[Batch]], ahead: int) -> Iterator[Batch]:
@@ -107,8 +103,8 @@ class _Stopped(Exception):
 
 
 def _batches(store: Store, kind: Kind, batch: int, what: Sequence[What], slot: Callable[[], Slot]) -> Iterator[Batch]:
-    ragged = kind == "text" or ragged_images(store.spec)
-    for number, part in enumerate(store._listed[kind]):
+    ragged = is_ragged(store.spec, kind)
+    for number, part in enumerate(store._parts[kind]):
         if not part.rows:
             continue
         keys = store._table(part, ["key"]).column("key").to_pylist()

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..errors import VerificationError
 from .buffers import CRC_BYTES as CRC_BYTES
 from .buffers import PAGE, Array, Bytes
+from .dtypes import STORED
 from .files import RESTORE
 from .reading import O_DIRECT, Checks, Reading
 from .reading import Rows as Rows
@@ -32,12 +33,7 @@ INDEX_ENTRY = 16
 ABSENT = 2**64 - 1  # Zarr's mark for a chunk that holds the fill value
 NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
 # By the names of Zarr; bfloat16 is stored as uint16, see `dtypes`.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "float16": np.dtype("<f2"),
-    "float32": np.dtype("<f4"),
-    "uint16": np.dtype("<u2"),
-    "int8": np.dtype("|i1"),
-}
+DTYPES: dict[str, np.dtype[Any]] = {dtype.name: dtype for dtype in STORED.values()}
 
 
 @dataclass(frozen=True)

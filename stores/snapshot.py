@@ -33,7 +33,7 @@ from .manifest import FOLDERS, Manifest, Part, done_names, read_done
 from .quantized import open_ragged, open_tokens
 from .ragged import RaggedFile
 from .reading import Reading
-from .rows import SCHEMAS, Quarantined, image_dim, quarantined_of, ragged_images
+from .rows import SCHEMAS, Quarantined, image_dim, is_ragged, quarantined_of, token_dim
 from .shard import Rows
 from .spec import FeatureSpec
 from .tables import read_table
@@ -67,21 +67,15 @@ class Snapshot:
         if manifest and manifest.spec != self.spec.fingerprint:
             raise VerificationError(f"{self.path / 'spec.json'} is not the spec its manifest names", RESTORE)
         self.parts = self._present(manifest) if manifest else ()
-        self._listed = {kind: [part for part in self.parts if part.kind == kind] for kind in FOLDERS}
+        self._parts = {kind: [part for part in self.parts if part.kind == kind] for kind in FOLDERS}
         self._indexes: dict[str, KeyIndex] = {}
         self._open: OrderedDict[str, Any] = OrderedDict()
-        self.reading = self._asked.resolve(self._bytes(), self.path)
+        self.reading = self._asked.resolve(sum(part.bytes for part in self.parts), self.path)
 
     def _present(self, manifest: Manifest) -> tuple[Part, ...]:
         """Without parts whose done file was deleted: that is how a damaged part is made anew."""
         done = set(done_names(self.path))
         return tuple(part for part in manifest.parts if part.name in done)
-
-    def _parts(self, kind: str) -> list[Part]:
-        return self._listed[kind]
-
-    def _bytes(self) -> int:
-        return sum(int(size["bytes"]) for part in self.parts for size in part.files.values())
 
     # --- what is there -------------------------------------------------------------------------------
 
@@ -92,11 +86,18 @@ class Snapshot:
     def keys(self, kind: Kind) -> set[str]:
         """The keys of all committed items of a kind; of millions, ask `has` instead: a set of 5 million takes
         600 MB."""
-        return set().union(*(self._table(part, ["key"]).column("key").to_pylist() for part in self._parts(kind)))
+        return set().union(*(self._table(part, ["key"]).column("key").to_pylist() for part in self._parts[kind]))
 
     def has(self, kind: Kind, keys: Sequence[str]) -> Array:
         """Which of the keys are committed, (N,) bool."""
         found: Array = self._index(kind).locate(keys) >= 0
+        return found
+
+    def lengths(self, kind: Kind, keys: Sequence[str]) -> Array:
+        """How many vectors the ragged row of each key has, (N,) int64; no vector is read. Raises `MissingFeatures`."""
+        found = np.zeros(len(keys), np.int64)
+        for part, rows, positions in self._by_part(kind, self._locate(kind, keys)):
+            found[positions] = self._ragged(part).lengths[rows]
         return found
 
     def __contains__(self, key: str) -> bool:
@@ -114,7 +115,7 @@ class Snapshot:
     def table(self, kind: Kind) -> pa.Table:
         """All rows of a kind: key, source, and width, height of images | caption, spans, pool_index,
         truncated, segments of texts."""
-        tables = [self._table(part, None) for part in self._parts(kind)]
+        tables = [self._table(part, None) for part in self._parts[kind]]
         return pa.concat_tables(tables) if tables else SCHEMAS[kind].empty_table()
 
     # --- reading -------------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ class Snapshot:
         """Patch states (N, P, D), `dtypes.READ` of the spec's dtype. `out` is filled if given: same shape and
         dtype, each sample contiguous (`image_buffer`, `buffers.aligned_empty`); reuse it, fresh memory costs
         more than the read."""
-        if ragged_images(self.spec) or not image_dim(self.spec):
+        if self.spec.ragged_images or not image_dim(self.spec):
             raise self._lacks("image tokens")
         groups = self._by_part("image", self._locate("image", keys))
         shape, dtype = (len(keys), *self.spec.image_shape), READ[self.spec.dtype]
@@ -144,7 +145,7 @@ class Snapshot:
     def image_regions(self, keys: Sequence[str], out: Array | None = None) -> tuple[Array, Array]:
         """Regions padded with zeros to the most of the batch: (N, R, D), and the mask (N, R) bool.
         `out` as in `text_tokens`."""
-        if not ragged_images(self.spec):
+        if not self.spec.ragged_images:
             raise self._lacks("image regions")
         return self._padded("image", keys, image_dim(self.spec), out)
 
@@ -166,14 +167,17 @@ class Snapshot:
         place = self._index("text").place(key)
         if place < 0:
             self._locate("text", [key])
-        return self._ragged(self._parts("text")[place >> 32]).row(place & 0xFFFFFFFF)
+        return self._ragged(self._parts["text"][place >> 32]).row(place & 0xFFFFFFFF)
 
     def pooled(self, kind: Kind, keys: Sequence[str]) -> Array:
-        """Pooled embeddings (N, E) in the stored dtype (float16 of an int8 store)."""
+        """Pooled embeddings (N, E) in the stored dtype (float16 of an int8 store). Raises `MissingFeatures` at level
+        pixels, which has none."""
+        if not self.spec.pooled_dim:
+            raise self._lacks("pooled embeddings")
         out = aligned_empty((len(keys), self.spec.pooled_dim), self._pooled_dtype)
         groups = self._by_part(kind, self._locate(kind, keys))
         for part, rows, positions in groups:
-            if kind == "text" or ragged_images(self.spec):
+            if is_ragged(self.spec, kind):
                 self._ragged(part).pooled_into(rows, out, positions)
             else:
                 self._dense(part, "pooled").read_into(rows, out, positions)
@@ -203,7 +207,7 @@ class Snapshot:
 
     def _index(self, kind: str) -> KeyIndex:
         if kind not in self._indexes:
-            parts = self._parts(kind)
+            parts = self._parts[kind]
             self._indexes[kind] = key_index(
                 self.path,
                 kind,
@@ -236,12 +240,12 @@ class Snapshot:
         """The requests grouped by part, rows ascending."""
         if len(places) < 2:  # a fifth of the time of what follows
             numbered = [(int(place), np.zeros(1, np.int64)) for place in places]
-            return [(self._parts(kind)[place >> 32], at + (place & 0xFFFFFFFF), at) for place, at in numbered]
+            return [(self._parts[kind][place >> 32], at + (place & 0xFFFFFFFF), at) for place, at in numbered]
         order = np.argsort(places, kind="stable")
         ordered = places[order]
         numbers, rows = ordered >> 32, ordered & 0xFFFFFFFF
         starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(places)]
-        listed = self._parts(kind)
+        listed = self._parts[kind]
         return [(listed[int(numbers[start])], rows[start:stop], order[start:stop]) for start, stop in pairwise(starts)]
 
     def _dense(self, part: Part, array: str) -> DenseArray:
@@ -265,7 +269,7 @@ class Snapshot:
             found = open_ragged(path, self.spec.dtype, self.reading)
             pooled = ((part.rows, self.spec.pooled_dim), self._pooled_dtype)
             self._check_shape(prefix, (found.pooled.shape, found.pooled.dtype), pooled)
-            dim = self.spec.text_dim if part.kind == "text" else image_dim(self.spec)
+            dim = token_dim(self.spec, part.kind)
             if dim or found.tokens is not None:
                 tokens = np.empty((0, 0)) if found.tokens is None else found.tokens
                 self._check_shape(prefix, (tokens.shape[1:], tokens.dtype), ((dim,), STORED[self.spec.dtype]))

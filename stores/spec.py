@@ -27,7 +27,7 @@ class FeatureSpec:
     image_prefix    how many of the P come before the patch grid (CLS, registers)
     image_grid      (rows, columns) of the patch grid, row-major
     text_dim        D of a text token state; 0 if none are kept
-    pooled_dim      E of the pooled embeddings of images and texts
+    pooled_dim      E of the pooled embeddings of images and texts; 0 at level pixels, which has none
     context_length  the most tokens the text tower takes
     preprocess      the resolved image preprocessing (size, resize mode, interpolation, mean, std)
     tokenizer       the resolved tokenizer (name, cleaning, context length)
@@ -35,7 +35,7 @@ class FeatureSpec:
     layer           which states are kept ("last" = after the last block, with the final norm where the pool sees it;
                     "-K" = those that enter the K-th last block; "input" = what the tower takes)
     normalized      whether pooled embeddings are stored L2-normalised
-    dtype           dtype on disk
+    dtype           dtype on disk; uint8 at level pixels and only there
     precision       dtype of the forward pass
     extra           what else shaped the numbers (activation, region source, …)
     """
@@ -70,16 +70,27 @@ class FeatureSpec:
         spec = from_dict(cls, data, "spec")
         numbers = (spec.pooled_dim, spec.text_dim, spec.image_prefix, spec.context_length)
         shapes = (spec.image_shape, spec.image_grid)
-        sound = LEVEL.fullmatch(spec.level) is not None and spec.format_version == FORMAT_VERSION and all(len(one) == 2 for one in shapes)
-        if not sound or min(min(one) for one in (numbers, *shapes)) < 0:
+        known = LEVEL.fullmatch(spec.level) is not None and spec.format_version == FORMAT_VERSION
+        if not known or any(len(one) != 2 for one in shapes) or min(min(one) for one in (numbers, *shapes)) < 0:
             raise InputError("the spec has a level, a format or a shape that no features have")
         if max(*numbers, spec.image_shape[0] * spec.image_shape[1]) > MAX_SAMPLE_VALUES:
             raise InputError(f"the spec claims samples of more than {MAX_SAMPLE_VALUES:,} values")
+        spec.check_level()
         try:
             spec.to_json()
         except ValueError:
             raise InputError("the spec holds half a surrogate pair, which has no bytes") from None
         return spec
+
+    def check_level(self) -> None:
+        """Raises `InputError` unless dtype and pooled embeddings are those of the level: pixels and token ids are
+        uint8 and have no pooled embeddings; all else is made of floats and has them."""
+        pixels = self.rung == "pixels"
+        if (self.dtype == "uint8") != pixels:
+            cure = "Level pixels has the dtype uint8, and no other level has."
+            raise InputError(f"features of level {self.level} cannot be stored as {self.dtype}", cure)
+        if (self.pooled_dim == 0) != pixels:
+            raise InputError(f"the spec has pooled embeddings of {self.pooled_dim} values at level {self.level}")
 
     @property
     def fingerprint(self) -> str:

@@ -24,7 +24,7 @@ def statistics(rows: ImageRows | TextRows) -> dict[str, Any]:
     chosen = range(0, count, step)
     found: dict[str, Any] = {"rows": len(chosen)}
     with np.errstate(over="ignore", invalid="ignore"):  # the writer refuses what is not finite
-        if chosen:
+        if chosen and np.shape(rows.pooled)[1]:
             found["pooled"] = _rounded(moments([np.asarray(rows.pooled)[::step]]))
         if chosen and rows.tokens is not None:
             found["tokens"] = _rounded(moments([rows.tokens[row] for row in chosen]))

@@ -23,6 +23,7 @@ from .manifest import (
     advance_head,
     commit,
     done_names,
+    done_path,
     dropped,
     newest,
     numbers,
@@ -110,7 +111,7 @@ class Store(Snapshot):
             "texts": self.count("text"),
             "parts": len(self.parts),
             "files": sum(len(part.files) for part in self.parts),
-            "bytes": self._bytes(),
+            "bytes": sum(part.bytes for part in self.parts),
             "manifest": self.manifest,
             "manifests": len(numbers(self.path)),
             "uncommitted": self.uncommitted(),
@@ -121,7 +122,7 @@ class Store(Snapshot):
 
     def part_done(self, name: str) -> bool:
         """Whether the part is complete on disk, committed or not."""
-        return (self.path / "done" / f"{name}.json").exists()
+        return done_path(self.path, name).exists()
 
     def write_images(
         self,
@@ -171,7 +172,7 @@ class Store(Snapshot):
         number = commit(self.path, self.spec.fingerprint, parts)
         self._bind(read_manifest(self.path, number) if number else None)
         for kind in FOLDERS:  # readers of a large store then find its index made
-            if sum(part.rows for part in self._parts(kind)) >= KEPT_FROM:
+            if sum(part.rows for part in self._parts[kind]) >= KEPT_FROM:
                 self._index(kind)
         return number
 
@@ -179,6 +180,7 @@ class Store(Snapshot):
 def _check_spec(spec: FeatureSpec) -> None:
     if spec.dtype not in STORED:
         raise InputError(f"features cannot be stored as {spec.dtype}", f"Choose one of {', '.join(STORED)}.")
+    spec.check_level()
 
 
 def _difference(one: FeatureSpec, other: FeatureSpec) -> str:

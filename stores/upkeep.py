@@ -27,6 +27,7 @@ from .manifest import (
     PART_NAME,
     Part,
     done_names,
+    done_path,
     is_copy,
     manifest_path,
     numbers,
@@ -123,7 +124,7 @@ def _collect(root: Path, needed: _Needed, border: float, dry_run: bool) -> Colle
     # One that was written again after it was collected is younger than the manifest that dropped it. A copy may
     # be of a compaction that is about to commit it.
     limits = dict.fromkeys(spare - needed.names, border) | dict.fromkeys(copies, min(border, time.time() - DAY))
-    old = {name for name, limit in limits.items() if changed(root / "done" / f"{name}.json") <= limit}
+    old = {name for name, limit in limits.items() if changed(done_path(root, name)) <= limit}
     files, size = 0, 0
     for name in sorted(old):
         count, taken = _delete_part(root, name, dry_run)
@@ -154,7 +155,7 @@ def _done(root: Path, name: str) -> dict[str, Any]:
 
 def _delete_part(root: Path, name: str, dry_run: bool) -> tuple[int, int]:
     """(files, bytes). The done file goes first: from then on the part is absent, whenever we are killed."""
-    done = root / "done" / f"{name}.json"
+    done = done_path(root, name)
     own = [done, *_own_files(root, name)]
     sizes = [os.lstat(path).st_size for path in own]
     if not dry_run:

@@ -128,7 +128,7 @@ def _check_head(root: Path) -> Iterator[str]:
             yield "names a manifest, but there is none"
     elif not head.is_file():
         yield "is missing"
-    elif head.read_bytes() != head_content(root, existing[-1]):
+    elif head.read_bytes() != head_content(existing[-1], manifest_path(root, existing[-1]).read_bytes()):
         named = quietly(read_json, head) or {}
         if named.get("manifest") == existing[-1]:
             yield f"has another sha256 than manifest {existing[-1]}: one of the two has changed"

@@ -14,14 +14,14 @@ from ..config import canonical
 from ..errors import CompalError, VerificationError
 from .buffers import Array, aligned_empty
 from .dense import DenseArray, open_array
-from .dtypes import READ, STORED, from_bfloat16, pooled_dtype
+from .dtypes import READ, STORED, finite_rows, pooled_dtype, to_float32
 from .files import checked_path, checksum
-from .manifest import FOLDERS, Part, read_done
+from .manifest import FOLDERS, Part, done_path, read_done
 from .parts import items_digest
 from .quantized import open_ragged, open_tokens
 from .ragged import RaggedFile
 from .reading import Reading
-from .rows import SCHEMAS, image_dim, quarantined_of, ragged_images
+from .rows import SCHEMAS, image_dim, is_ragged, quarantined_of, spans_inside, token_dim
 from .spec import FeatureSpec
 from .tables import read_table
 
@@ -96,7 +96,7 @@ def _check_done(root: Path, part: Part) -> Iterator[str]:
     quarantined_of(done)
     if Part.of_done(root, done) != part:
         yield "is not what the manifest lists"
-    if (root / "done" / f"{part.name}.json").read_bytes() != canonical(done):
+    if done_path(root, part.name).read_bytes() != canonical(done):
         yield "is not canonical JSON"
 
 
@@ -127,12 +127,9 @@ def _check_table(root: Path, part: Part) -> Iterator[str]:
         yield "does not hold the keys that were planned"
     if part.kind == "text":
         for row in table.to_pylist():
-            end = len(row["caption"])
-            spans = [(span["start"], span["end"]) for span in row["spans"]]
-            inside = all(0 <= a <= b <= end for a, b in spans if (a, b) != (-1, -1))
-            segments = all(0 <= one["start"] <= one["end"] <= end for one in row["segments"])
-            if not (inside and segments):
-                yield f"caption {row['key']} has a span outside its {end} characters"
+            spans, segments = ([(one["start"], one["end"]) for one in row[name]] for name in ("spans", "segments"))
+            if not spans_inside(row["caption"], spans, segments):
+                yield f"caption {row['key']} has a span outside its {len(row['caption'])} characters"
             if row["spans"] and not -1 <= row["pool_index"] < len(row["spans"]):
                 yield f"caption {row['key']} pools token {row['pool_index']} of {len(row['spans'])}"
 
@@ -150,12 +147,13 @@ def _table(root: Path, part: Part) -> pa.Table:
 def _array_checks(root: Path, part: Part, spec: FeatureSpec) -> Iterator[tuple[str, Iterator[str]]]:
     if not part.rows:
         return
-    if part.kind == "text" or ragged_images(spec):
+    if is_ragged(spec, part.kind):
         file = f"{FOLDERS[part.kind]}/{part.name}.arrow"
         yield file, _check_ragged(root, part, spec, file)
         return
     folder = f"images/{part.name}"
-    yield f"{folder}/pooled", _check_pooled(root, part, spec, f"{folder}/pooled")
+    if spec.pooled_dim:
+        yield f"{folder}/pooled", _check_pooled(root, part, spec, f"{folder}/pooled")
     if image_dim(spec):
         yield f"{folder}/tokens", _check_tokens(root, part, spec, folder)
 
@@ -203,18 +201,11 @@ def _read_block(array: DenseArray, rows: Array, out: Array, unit: bool) -> Itera
 def wrong_rows(values: Array, unit: bool) -> Iterator[tuple[int, str]]:
     """(row, what is wrong) of (N, E) stored values: not finite, or not of length 1 where they must be (`unit`).
     uint16 are the bits of bfloat16."""
-    if values.dtype == np.uint16:
-        finite = (values & 0x7F80).max(axis=1, initial=0) != 0x7F80 if not unit else None
-        if finite is None:
-            values = from_bfloat16(values)
-    else:
-        finite = None
-    if finite is None:
-        finite = np.isfinite(values).all(axis=1)
+    finite = finite_rows(values)
     for row in np.flatnonzero(~finite):
         yield int(row), "holds NaN or infinity"
     if unit:
-        norms = np.sqrt(np.square(values[finite].astype(np.float64)).sum(axis=1))
+        norms = np.sqrt(np.square(to_float32(values[finite]).astype(np.float64)).sum(axis=1))
         for row, norm in zip(np.flatnonzero(finite), norms, strict=True):
             if abs(norm - 1) > NORM_TOLERANCE:
                 yield int(row), f"has length {norm:.4g}, the spec says that it is normalised"
@@ -222,7 +213,7 @@ def wrong_rows(values: Array, unit: bool) -> Iterator[tuple[int, str]]:
 
 def _check_ragged(root: Path, part: Part, spec: FeatureSpec, file: str) -> Iterator[str]:
     arrow = open_ragged(checked_path(root, file), spec.dtype, READING)
-    dim = spec.text_dim if part.kind == "text" else image_dim(spec)
+    dim = token_dim(spec, part.kind)
     tokens, pooled = arrow.tokens, STORED[pooled_dtype(spec.dtype)]
     if arrow.pooled.shape != (part.rows, spec.pooled_dim) or arrow.pooled.dtype != pooled:
         yield f"its pooled embeddings are {arrow.pooled.dtype.name} {arrow.pooled.shape}"
@@ -235,7 +226,7 @@ def _check_ragged(root: Path, part: Part, spec: FeatureSpec, file: str) -> Itera
     damaged = 0
     for row in range(part.rows):
         try:
-            wrong = list(_check_row(arrow, row, spec.normalized))
+            wrong = list(_check_row(arrow, row, spec.normalized and spec.pooled_dim > 0))
         except VerificationError as error:
             wrong = [error.what]
         if spans is not None and not wrong and spans[row] != arrow.lengths[row]:

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from ..buffers import Array
+from ..rows import is_ragged, token_dim
 from ..store import Store
-from ._common import BLOCK_BYTES, KINDS, PLURAL, Kind, is_ragged, keeps_tokens, row_tokens, runs
+from ._common import BLOCK_BYTES, KINDS, PLURAL, Kind, row_tokens, runs
 
 FIELDS = {
     "image": ("keys", "sources", "sizes", "pooled", "tokens", "offsets", "lengths"),
@@ -130,34 +131,36 @@ def _pairs(lists: Any) -> Array:
 
 def _of_features(store: Store, kind: Kind, table: pa.Table) -> list[Column]:
     keys = table.column("key").to_pylist()
-    pooled = store.pooled(kind, keys[:1])
-    step = BLOCK_BYTES // max(1, pooled.nbytes)
-    found = [
-        Column(
-            f"{PLURAL[kind]}.pooled",
-            (len(keys), *pooled.shape[1:]),
-            pooled.dtype,
-            lambda: (store.pooled(kind, keys[run]) for run in runs(len(keys), step)),
-        )
-    ]
-    if not keeps_tokens(store, kind):
+    found = [_pooled(store, kind, keys)] if store.spec.pooled_dim else []
+    if not token_dim(store.spec, kind):
         return found
     first = row_tokens(store, kind, keys[:1])[0]
     step = max(1, BLOCK_BYTES // max(1, first.nbytes if kind == "image" else 64 * first[0].nbytes))
     shape: tuple[int, ...] = (len(keys), *first.shape)
-    if is_ragged(store, kind):
+    if is_ragged(store.spec, kind):
         lengths = _lengths(store, kind, table, step)
         found.append(Column.of(f"{PLURAL[kind]}.offsets", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)))
         shape = (int(lengths.sum()), first.shape[1])
 
     def blocks() -> Iterator[Array]:
         for run in runs(len(keys), step):
-            if is_ragged(store, kind):
+            if is_ragged(store.spec, kind):
                 yield np.concatenate(row_tokens(store, kind, keys[run]))
             else:
                 yield store.image_tokens(keys[run])
 
     return [*found, Column(f"{PLURAL[kind]}.tokens", shape, first.dtype, blocks)]
+
+
+def _pooled(store: Store, kind: Kind, keys: list[str]) -> Column:
+    first = store.pooled(kind, keys[:1])
+    step = BLOCK_BYTES // max(1, first.nbytes)
+    return Column(
+        f"{PLURAL[kind]}.pooled",
+        (len(keys), *first.shape[1:]),
+        first.dtype,
+        lambda: (store.pooled(kind, keys[run]) for run in runs(len(keys), step)),
+    )
 
 
 def _lengths(store: Store, kind: Kind, table: pa.Table, step: int) -> Array:

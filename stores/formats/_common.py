@@ -21,8 +21,9 @@ import pyarrow as pa
 
 from ...errors import CompalError, InputError, MissingFeatures
 from ..buffers import Array
+from ..dtypes import to_float32
 from ..files import disk_errors, sync, sync_tree
-from ..rows import ImageRows, Quarantined, TextRows, quarantined_of
+from ..rows import ImageRows, Quarantined, TextRows, is_ragged, quarantined_of, spans_inside
 from ..spec import FORMAT_VERSION, LEVEL, FeatureSpec
 from ..store import Store
 
@@ -30,7 +31,6 @@ Kind = Literal["image", "text"]
 KINDS: tuple[Kind, ...] = ("image", "text")
 PLURAL = {"image": "images", "text": "texts"}
 BLOCK_BYTES = 1 << 25  # of tokens read at a time: enough to coalesce, small beside a part
-PART_BYTES, MIN_PART_ROWS, MAX_PART_ROWS = 1 << 28, 64, 8192  # as extraction cuts its parts
 NOTES = "compal.json"
 LARGEST_NOTE = 1 << 28  # bytes; the quarantine of a million items has a tenth
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -137,31 +137,12 @@ def chosen(store: Store, keys: Sequence[str] | None) -> dict[Kind, pa.Table]:
     return tables
 
 
-def keeps_tokens(store: Store, kind: Kind) -> bool:
-    """Whether the store keeps token states of a kind."""
-    if kind == "text":
-        return store.spec.text_dim > 0
-    return store.spec.ragged_images or bool(store.spec.image_shape and store.spec.image_shape[-1])
-
-
-def is_ragged(store: Store, kind: Kind) -> bool:
-    """Whether items of a kind have unequal numbers of tokens."""
-    return kind == "text" or store.spec.ragged_images
-
-
 def row_tokens(store: Store, kind: Kind, keys: Sequence[str]) -> list[Array]:
     """The tokens of some items, (L_i, D) each, as the store reads them."""
-    if not is_ragged(store, kind):
+    if not is_ragged(store.spec, kind):
         return list(store.image_tokens(keys))
     padded, mask = store.text_tokens(keys) if kind == "text" else store.image_regions(keys)
     return [values[valid] for values, valid in zip(padded, mask, strict=True)]
-
-
-def as_float32(values: Array, dtype: str) -> Array:
-    """Numbers from what a store of `dtype` reads: bfloat16 is read and exported as its bits."""
-    if dtype == "bfloat16" and values.dtype == np.uint16:
-        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return values.astype(np.float32)
 
 
 def runs(count: int, size: int) -> Iterator[slice]:
@@ -268,16 +249,8 @@ def first_twice(keys: Sequence[str]) -> str | None:
 def check_spans(label: Path | str, rows: TextRows) -> None:
     """Raises `InputError` for spans and segments outside their caption, as `verify` would find them."""
     for key, caption, spans, segments in zip(rows.keys, rows.captions, rows.spans, rows.segments, strict=True):
-        end = len(caption)
-        inside = all(0 <= a <= b <= end or (a, b) == (-1, -1) for a, b in spans)
-        if not inside or not all(0 <= a <= b <= end for a, b, _ in segments):
-            raise refuse(label, f"caption {key} has a span outside its {end} characters")
-
-
-def part_rows(row_bytes: float) -> int:
-    """Rows of an imported part: the power of two nearest to 256 MiB, from 64 to 8192."""
-    nearest = 1 << max(0, round(float(np.log2(max(1.0, PART_BYTES / max(1.0, row_bytes))))))
-    return min(max(nearest, MIN_PART_ROWS), MAX_PART_ROWS)
+        if not spans_inside(caption, spans, [(start, end) for start, end, _ in segments]):
+            raise refuse(label, f"caption {key} has a span outside its {len(caption)} characters")
 
 
 class Importer:
@@ -347,7 +320,7 @@ class Importer:
         return type(rows)(**changed)
 
     def _values(self, values: Array) -> Array:
-        return as_float32(values, "bfloat16") if values.dtype == np.uint16 else values
+        return to_float32(values) if values.dtype == np.uint16 else values
 
     def _write(self, kind: Kind, keys: list[str], write: Callable[[str, list[Quarantined]], None]) -> None:
         refused, self.refused[kind] = self.refused[kind], []

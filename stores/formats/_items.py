@@ -10,10 +10,11 @@ import numpy as np
 
 from ..buffers import Array
 from ..items import Segment, caption_key
-from ..rows import ImageRows, TextRows, image_dim
+from ..rows import ImageRows, TextRows, token_dim
+from ..sizes import part_rows
 from ..spec import FeatureSpec
 from ._columns import FIELDS, MEAN, Source
-from ._common import KINDS, PLURAL, Importer, Kind, check_spans, first_twice, part_rows, quarantined_in, refuse, runs
+from ._common import KINDS, PLURAL, Importer, Kind, check_spans, first_twice, quarantined_in, refuse, runs
 
 LARGEST_SIZE = 1 << 31
 
@@ -135,10 +136,10 @@ class Items:
         """Shapes against the spec and the number of keys, and numbers that a store can hold."""
         spec = self.spec
         found = self._arrays()
-        wanted: dict[str, tuple[int, ...]] = {"pooled": (self.count, spec.pooled_dim)}
-        if self.names.get("pooled") == MEAN:
-            del wanted["pooled"]
-        dim = spec.text_dim if self.kind == "text" else image_dim(spec)
+        wanted: dict[str, tuple[int, ...]] = {}
+        if spec.pooled_dim and self.names.get("pooled") != MEAN:
+            wanted["pooled"] = (self.count, spec.pooled_dim)
+        dim = token_dim(spec, self.kind)
         if dim and self.offsets is not None:
             wanted["tokens"] = (int(self.offsets[-1]), dim)
         elif dim and self.kind == "text":
@@ -149,10 +150,11 @@ class Items:
         shapes = {name: shape for name, (shape, _) in found.items()}
         if shapes != wanted:
             raise self._refuse(f"its {PLURAL[self.kind]} hold {shapes}; the keys and the spec say {wanted}")
+        bits = {"bfloat16": np.dtype(np.uint16), "uint8": np.dtype(np.uint8)}.get(spec.dtype)
         for name, (_, dtype) in found.items():
-            bits = spec.dtype == "bfloat16" and dtype == np.uint16
-            if not bits and (dtype.kind != "f" or dtype.itemsize > 8):
-                raise self._refuse(f"{self.names[name]} holds {dtype}, not floating-point numbers")
+            if dtype != bits and (spec.dtype == "uint8" or dtype.kind != "f" or dtype.itemsize > 8):
+                what = "uint8" if spec.dtype == "uint8" else "floating-point numbers"
+                raise self._refuse(f"{self.names[name]} holds {dtype}, not {what}")
 
     def _tokens(self, run: slice) -> Array | list[Array] | None:
         if "tokens" not in self.names:
@@ -172,11 +174,16 @@ class Items:
     def _images(self, run: slice) -> ImageRows:
         tokens = self._tokens(run)
         sizes = [(width, height) for width, height in self.sizes[run].tolist()]
-        if self.names["pooled"] == MEAN:
+        if self.names.get("pooled") == MEAN:
             pooled = np.asarray(tokens).mean(axis=1, dtype=np.float64).astype(np.float32)
         else:
-            pooled = self.source.rows(self.names["pooled"], run.start, run.stop)
+            pooled = self._pooled(run)
         return ImageRows(self.keys[run], self.sources[run], sizes, tokens, pooled)
+
+    def _pooled(self, run: slice) -> Array:
+        if not self.spec.pooled_dim:
+            return np.empty((run.stop - run.start, 0), np.uint8)
+        return self.source.rows(self.names["pooled"], run.start, run.stop)
 
     def _texts(self, run: slice) -> TextRows:
         tokens = self._tokens(run)
@@ -196,7 +203,7 @@ class Items:
             captions=self.captions[run],
             sources=self.sources[run],
             tokens=tokens,
-            pooled=self.source.rows(self.names["pooled"], run.start, run.stop),
+            pooled=self._pooled(run),
             spans=spans,
             pool_index=self.pool_index[run].tolist(),
             truncated=[bool(value) for value in self.truncated[run]],

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..buffers import Array
-from ..rows import ImageRows, TextRows, image_dim
+from ..rows import image_rows, text_rows, token_dim
 from ._common import Importer, Kind, check_spans, refuse
 
 COLUMNS = {
@@ -24,29 +26,25 @@ COLUMNS = {
 }
 
 
-def has_tokens(importer: Importer, kind: Kind) -> bool:
-    """Whether items of a kind have tokens, by the spec."""
-    return bool(importer.spec.text_dim if kind == "text" else image_dim(importer.spec))
+def features(importer: Importer, kind: Kind) -> set[str]:
+    """Which of "tokens" and "pooled" items of a kind have, by the spec."""
+    sizes = {"tokens": token_dim(importer.spec, kind), "pooled": importer.spec.pooled_dim}
+    return {name for name, size in sizes.items() if size}
 
 
-def ragged(importer: Importer, kind: Kind) -> bool:
-    """Whether items of a kind have unequal numbers of tokens, by the spec."""
-    return kind == "text" or importer.spec.ragged_images
-
-
-def add_rows(importer: Importer, kind: Kind, notes: Sequence[Any], features: tuple[Any, Array]) -> None:
-    """Hand one part to the importer. `notes` are N rows of the kind's table as dicts, `features` its tokens (or
-    None) and pooled embeddings. Raises `InputError` for rows that are not what an export writes."""
+def add_rows(importer: Importer, kind: Kind, notes: Sequence[Any], arrays: tuple[Any, Array | None]) -> None:
+    """Hand one part to the importer. `notes` are N rows of the kind's table as dicts, `arrays` its tokens and pooled
+    embeddings, None for what is not kept. Raises `InputError` for rows that are not what an export writes."""
     label = importer.label
     for note in notes:
         _check(label, note, COLUMNS[kind])
-    keys, sources = [note["key"] for note in notes], [note["source"] for note in notes]
-    tokens, pooled = features
+    columns = {name: [note[name] for note in notes] for name in COLUMNS[kind]}
+    tokens, pooled = arrays
+    pooled = np.empty((len(notes), 0), np.uint8) if pooled is None else pooled
     if kind == "image":
-        sizes = [(note["width"], note["height"]) for note in notes]
-        if not all(0 <= side < 1 << 31 for size in sizes for side in size):
+        if not all(0 <= side < 1 << 31 for side in (*columns["width"], *columns["height"])):
             raise refuse(label, "an image has a size that no image has")
-        importer.images(ImageRows(keys, sources, sizes, tokens, pooled))
+        importer.images(image_rows(columns, tokens, pooled))
         return
     for note in notes:
         for span in note["spans"]:
@@ -55,17 +53,7 @@ def add_rows(importer: Importer, kind: Kind, notes: Sequence[Any], features: tup
             _check(label, segment, {"start": int, "end": int, "kind": str})
         if not -1 <= note["pool_index"] < 1 << 31:
             raise refuse(label, f"caption {note['key']} pools the token {note['pool_index']}")
-    rows = TextRows(
-        keys=keys,
-        captions=[note["caption"] for note in notes],
-        sources=sources,
-        tokens=tokens,
-        pooled=pooled,
-        spans=[[(span["start"], span["end"]) for span in note["spans"]] for note in notes],
-        pool_index=[note["pool_index"] for note in notes],
-        truncated=[note["truncated"] for note in notes],
-        segments=[tuple((one["start"], one["end"], one["kind"]) for one in note["segments"]) for note in notes],
-    )
+    rows = text_rows(columns, tokens, pooled)
     check_spans(label, rows)
     importer.texts(rows)
 

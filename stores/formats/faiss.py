@@ -13,15 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
+from ...errors import InputError
+from ..dtypes import to_float32
 from ..store import Store
-from ._common import BLOCK_BYTES, KINDS, PLURAL, Exported, as_float32, chosen, library, publishing, runs, write_notes
+from ._common import BLOCK_BYTES, KINDS, PLURAL, Exported, chosen, library, publishing, runs, write_notes
 
 SUFFIX = ".faiss"
 
 
 def export(store: Store, path: Path, keys: Sequence[str] | None = None) -> Exported:
     """Write an index of all items, or those of `keys`, to the new folder `path`. It is built in memory: 4 bytes
-    a value. Raises `InputError` if `path` exists."""
+    a value. Raises `InputError` if `path` exists or the store has no pooled embeddings."""
+    if not store.spec.pooled_dim:
+        what = f"{store.path} keeps no pooled embeddings (level {store.spec.level}), which an index is made of"
+        raise InputError(what, "Export as safetensors.")
     faiss = library("faiss")
     path, tables = Path(path), chosen(store, keys)
     dim = store.spec.pooled_dim
@@ -34,7 +39,7 @@ def export(store: Store, path: Path, keys: Sequence[str] | None = None) -> Expor
                 continue
             index = faiss.IndexFlatIP(dim)
             for run in runs(len(names), BLOCK_BYTES // (4 * dim)):
-                values = as_float32(store.pooled(kind, names[run]), store.spec.dtype)
+                values = to_float32(store.pooled(kind, names[run]))
                 norms = np.linalg.norm(values, axis=1, keepdims=True)
                 index.add(np.ascontiguousarray(values / np.where(norms > 0, norms, 1)))
             faiss.write_index(index, str(staged / f"{PLURAL[kind]}.faiss"))

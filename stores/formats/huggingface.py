@@ -1,7 +1,7 @@
 """Hugging Face datasets: a folder with a dataset of images and one of texts, for `datasets.load_from_disk`.
 
-Columns are those of the store's tables, then `tokens` (a list of vectors) and `pooled`. `compal.json` beside
-the two datasets holds the spec. bfloat16 is stored as its bits (uint16), as in the store.
+Columns are those of the store's tables, then what the store keeps of `tokens` (a list of vectors) and `pooled`.
+`compal.json` beside the two datasets holds the spec. bfloat16 is stored as its bits (uint16), as in the store.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from ...errors import InputError
 from ..buffers import Array
 from ..files import checked_path
 from ..messages import check_message
-from ..rows import SCHEMAS
+from ..rows import SCHEMAS, is_ragged, token_dim
+from ..sizes import part_rows
 from ..store import Store
 from ._common import (
     BLOCK_BYTES,
@@ -30,10 +31,7 @@ from ._common import (
     Importer,
     Kind,
     chosen,
-    is_ragged,
-    keeps_tokens,
     library,
-    part_rows,
     publishing,
     quarantined_in,
     read_notes,
@@ -44,7 +42,7 @@ from ._common import (
     spec_of,
     write_notes,
 )
-from ._rows import add_rows, has_tokens, ragged
+from ._rows import add_rows, features
 
 SUFFIX = ".hf"
 READ_ROWS = 1024
@@ -92,12 +90,12 @@ def _quiet(datasets: Any) -> Iterator[None]:
 
 def _batches(store: Store, kind: Kind, table: pa.Table) -> Iterator[pa.Table]:
     keys = table.column("key").to_pylist()
-    tokens, step = keeps_tokens(store, kind), READ_ROWS
+    tokens, step = token_dim(store.spec, kind), READ_ROWS
     if tokens:
         step = min(step, BLOCK_BYTES // row_tokens(store, kind, keys[:1])[0].nbytes)
     for run in runs(len(keys), step):
         batch = table.slice(run.start, run.stop - run.start)
-        if tokens and is_ragged(store, kind):
+        if tokens and is_ragged(store.spec, kind):
             values = row_tokens(store, kind, keys[run])
             offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
             vectors = _fixed(pa.array(np.concatenate(values).reshape(-1)), values[0].shape[1])
@@ -106,8 +104,10 @@ def _batches(store: Store, kind: Kind, table: pa.Table) -> Iterator[pa.Table]:
             block = store.image_tokens(keys[run])
             vectors = _fixed(pa.array(block.reshape(-1)), block.shape[2])
             batch = batch.append_column("tokens", _fixed(vectors, block.shape[1]))
-        pooled = store.pooled(kind, keys[run])
-        yield batch.append_column("pooled", _fixed(pa.array(pooled.reshape(-1)), pooled.shape[1]))
+        if store.spec.pooled_dim:
+            pooled = store.pooled(kind, keys[run])
+            batch = batch.append_column("pooled", _fixed(pa.array(pooled.reshape(-1)), pooled.shape[1]))
+        yield batch
 
 
 def _fixed(values: Any, size: int) -> Any:
@@ -170,17 +170,18 @@ def _record_batches(folder: Path) -> Iterator[Any]:
 
 
 def _check_columns(importer: Importer, kind: Kind, schema: pa.Schema) -> None:
-    wanted = {*SCHEMAS[kind].names, "pooled", *(["tokens"] if has_tokens(importer, kind) else [])}
+    wanted = {*SCHEMAS[kind].names, *features(importer, kind)}
     if set(schema.names) != wanted or len(schema.names) != len(wanted):
         raise refuse(importer.label, f"it has the columns {sorted(schema.names)} in place of {sorted(wanted)}")
 
 
 def _flush(importer: Importer, kind: Kind, batches: list[Any]) -> None:
     table = pa.Table.from_batches(batches).combine_chunks()
+    kept = features(importer, kind)
     tokens: Any = None
-    if has_tokens(importer, kind):
+    if "tokens" in kept:
         column = table.column("tokens").combine_chunks()
-        if ragged(importer, kind):
+        if is_ragged(importer.spec, kind):
             offsets = np.concatenate([[0], np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))])
             tokens = np.split(_matrix(column.flatten()), offsets[1:-1])
         else:
@@ -188,7 +189,8 @@ def _flush(importer: Importer, kind: Kind, batches: list[Any]) -> None:
             vectors = _matrix(column.flatten())
             tokens = vectors.reshape(len(column), inner, vectors.shape[1])
     notes = table.select(SCHEMAS[kind].names).to_pylist()
-    add_rows(importer, kind, notes, (tokens, _matrix(table.column("pooled").combine_chunks())))
+    pooled = _matrix(table.column("pooled").combine_chunks()) if "pooled" in kept else None
+    add_rows(importer, kind, notes, (tokens, pooled))
 
 
 def _matrix(column: Any) -> Array:

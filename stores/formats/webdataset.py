@@ -1,8 +1,8 @@
 """WebDataset: a folder of tar shards, one for each kind, a JSON and npy members per item.
 
-`images-000000.tar` holds `<key>.json` (key, source, width, height), `<key>.pooled.npy` and `<key>.tokens.npy`;
-`texts-000000.tar` the same with the caption, its spans and segments. `compal.json` beside them holds the spec.
-bfloat16 is stored as its bits (uint16), as in the store.
+`images-000000.tar` holds `<key>.json` (key, source, width, height), and what the store keeps of `<key>.pooled.npy`
+and `<key>.tokens.npy`; `texts-000000.tar` the same with the caption, its spans and segments. `compal.json` beside
+them holds the spec. bfloat16 is stored as its bits (uint16), as in the store.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import numpy as np
 
 from ...errors import InputError
 from ..buffers import Array
+from ..rows import is_ragged, token_dim
+from ..sizes import part_rows
 from ..store import Store
 from ._common import (
     BLOCK_BYTES,
@@ -29,8 +31,6 @@ from ._common import (
     Importer,
     Kind,
     chosen,
-    keeps_tokens,
-    part_rows,
     publishing,
     quarantined_in,
     read_notes,
@@ -41,7 +41,7 @@ from ._common import (
     spec_of,
     write_notes,
 )
-from ._rows import add_rows, has_tokens, ragged
+from ._rows import add_rows, features
 from .npz import read_header
 
 SUFFIX = ".wds"
@@ -96,17 +96,18 @@ class _Shards:
 def _samples(store: Store, kind: Kind, rows: list[dict[str, Any]]) -> Iterator[dict[str, bytes]]:
     if not rows:
         return
-    tokens, step = keeps_tokens(store, kind), READ_ROWS
+    tokens, step = token_dim(store.spec, kind), READ_ROWS
     if tokens:
         step = min(step, BLOCK_BYTES // row_tokens(store, kind, [rows[0]["key"]])[0].nbytes)
     for run in runs(len(rows), step):
         keys = [row["key"] for row in rows[run]]
-        pooled = store.pooled(kind, keys)
+        pooled = store.pooled(kind, keys) if store.spec.pooled_dim else None
         values = row_tokens(store, kind, keys) if tokens else None
         for number, row in enumerate(rows[run]):
             name = quote(row["key"], safe="").replace(".", "%2E")  # a sample's name ends at the first dot
             members = {f"{name}.json": json.dumps(row, ensure_ascii=False).encode()}
-            members[f"{name}.pooled.npy"] = _npy(pooled[number])
+            if pooled is not None:
+                members[f"{name}.pooled.npy"] = _npy(pooled[number])
             if values is not None:
                 members[f"{name}.tokens.npy"] = _npy(values[number])
             yield members
@@ -174,7 +175,7 @@ def _member(shard: Path, member: tarfile.TarInfo, file: Any) -> Any:
 
 
 def _load_kind(importer: Importer, kind: Kind, samples: Iterator[dict[str, Any]]) -> None:
-    wanted = {"json", "pooled", "tokens"} if has_tokens(importer, kind) else {"json", "pooled"}
+    wanted = {"json", *features(importer, kind)}
     gathered: list[dict[str, Any]] = []
     rows = 0
     for sample in samples:
@@ -197,5 +198,6 @@ def _flush(importer: Importer, kind: Kind, samples: list[dict[str, Any]]) -> Non
 
     tokens: Any = None
     if "tokens" in samples[0]:
-        tokens = [sample["tokens"] for sample in samples] if ragged(importer, kind) else joined("tokens")
-    add_rows(importer, kind, [sample["json"] for sample in samples], (tokens, joined("pooled")))
+        tokens = [sample["tokens"] for sample in samples] if is_ragged(importer.spec, kind) else joined("tokens")
+    pooled = joined("pooled") if "pooled" in samples[0] else None
+    add_rows(importer, kind, [sample["json"] for sample in samples], (tokens, pooled))

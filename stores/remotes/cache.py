@@ -17,7 +17,7 @@ from typing import Any
 
 from ...config import canonical
 from ...errors import InputError
-from ..files import disk_errors
+from ..files import alive, disk_errors
 
 ENTRY = re.compile(r"[0-9a-f]{32}")
 ORPHAN = re.compile(r"(?:new|old)\.([0-9]+)\.[0-9a-f]{32}")
@@ -80,7 +80,7 @@ class PartCache:
     def _make_room(self, size: int) -> None:
         for path in self.folder.iterdir():
             match = ORPHAN.fullmatch(path.name)
-            if match and not _alive(int(match[1])):
+            if match and not alive(int(match[1])):
                 shutil.rmtree(path, ignore_errors=True)
         entries = [(entry, _bytes(entry)) for entry in self._entries()]
         held = sum(bytes_ for _, bytes_ in entries)
@@ -106,13 +106,3 @@ def _bytes(entry: Path) -> int:
             except FileNotFoundError:
                 continue
     return total
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

@@ -17,6 +17,7 @@ from ..manifest import (
     Part,
     advance_head,
     commit_change,
+    done_path,
     manifest_path,
     numbers,
     read_done,
@@ -80,7 +81,7 @@ def join(base: Iterable[Part], first: Sequence[Part], second: Sequence[Part]) ->
 
 def complete(root: Path, part: Part, listed: dict[str, Part]) -> Part | None:
     """The part of that name as it is here, None if it is not complete. `listed` is the newest manifest's."""
-    if not (root / "done" / f"{part.name}.json").exists():
+    if not done_path(root, part.name).exists():
         return None
     return listed.get(part.name) or Part.of_done(root, read_done(root, part.name))
 
@@ -106,7 +107,7 @@ def follow(root: Path, shared: SharedStore, rewrite: bool) -> bool:
             if not rewrite or joined != list(theirs) or relation.there < relation.here:
                 return False
         order = list(range(relation.base + 1, relation.there + 1))
-        whole = all((root / "done" / f"{part.name}.json").exists() for n in order for part in shared.manifest(n).parts)
+        whole = all(done_path(root, part.name).exists() for n in order for part in shared.manifest(n).parts)
         if not (relation.behind and whole):
             # A manifest on the way lists less than what is here now: the newest is written first.
             order.reverse()

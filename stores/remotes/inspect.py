@@ -18,10 +18,10 @@ from ..files import read_json
 from ..manifest import Part
 from ..parts import items_digest
 from ..rows import SCHEMAS, quarantined_of
+from ..shard import DTYPES
 from ..tables import read_table
 
 CODECS = {"sharding_indexed", "bytes", "crc32c"}
-DATA_TYPES = {"float16": 2, "float32": 4, "uint16": 2, "int8": 1}
 ROW_BYTES = 1 << 16  # of a table, uncompressed: captions and spans take some hundred
 REFUSED = "Nothing of it was taken over. Ask its owner, and do not use the store before it is explained."
 
@@ -74,10 +74,10 @@ def _check_zarr(path: Path, part: Part, folder: str) -> None:
     try:
         shape = [int(length) for length in data["shape"]]
         codecs = _codec_names(data["codecs"])
-        size = DATA_TYPES.get(str(data["data_type"]), 0)
-        wrong = not codecs <= CODECS or not size or min(shape, default=-1) < 0 or data.get("storage_transformers")
+        dtype = DTYPES.get(str(data["data_type"]))
+        wrong = not codecs <= CODECS or not dtype or min(shape, default=-1) < 0 or data.get("storage_transformers")
         stored = sum(size["bytes"] for file, size in part.files.items() if file.startswith(folder))
-        wrong = wrong or int(np.prod(shape, dtype=object)) * size > stored
+        wrong = wrong or dtype is None or int(np.prod(shape, dtype=object)) * dtype.itemsize > stored
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         wrong = True
     if wrong:

@@ -20,7 +20,7 @@ from ...workspace import Remote
 from ..dense import DenseArray
 from ..dtypes import STORED
 from ..files import checksum, disk_errors, read_json
-from ..manifest import Manifest, Part
+from ..manifest import Manifest, Part, done_path
 from ..reading import Reading
 from ..rows import Quarantined
 from ..shard import Layout
@@ -93,7 +93,7 @@ class RemoteStore(Store):
         """See `Store.quarantined`."""
         for part in self.parts:
             if part.quarantined:
-                self._keep(self.path / "done" / f"{part.name}.json", self.shared.done(part)[1])
+                self._keep(done_path(self.path, part.name), self.shared.done(part)[1])
         return super().quarantined()
 
     def uncommitted(self) -> list[str]:

@@ -7,7 +7,6 @@ the next one goes on. It is moved to its place by the same `publish` as a part t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
@@ -20,8 +19,8 @@ from threading import Lock
 from typing import Any
 
 from ...errors import InputError, VerificationError
-from ..files import UNSUPPORTED, disk_errors, replace, sync_tree
-from ..manifest import FOLDERS, Manifest, Part, newest
+from ..files import disk_errors, locked, replace, sync_tree
+from ..manifest import FOLDERS, Manifest, Part, done_path, newest
 from ..parts import publish
 from ..rows import quarantined_of
 from ..store import Store
@@ -82,7 +81,7 @@ def bring(
     with disk_errors(str(root)):
         wanted = _wanted(source, root, lacking, keys)
         _check_space(root, [one.part for one in wanted])
-        count = _Counter(operation, sum(_bytes(one.part) for one in wanted), progress)
+        count = ByteCount(operation, sum(one.part.bytes for one in wanted), progress)
         for one, (moved, seconds) in _each(source, root, wanted, count):
             arrived.parts += 1
             arrived.bytes += moved
@@ -128,12 +127,8 @@ def _settle(source: SharedStore, root: Path, theirs: Manifest, brought: set[str]
     return manifest.number if manifest else 0
 
 
-def _bytes(part: Part) -> int:
-    return sum(int(size["bytes"]) for size in part.files.values())
-
-
 def _check_space(root: Path, parts: Sequence[Part]) -> None:
-    needed, free = sum(map(_bytes, parts)), shutil.disk_usage(root).free
+    needed, free = sum(part.bytes for part in parts), shutil.disk_usage(root).free
     if needed + RESERVE > free:
         what = f"{needed / 1e9:.1f} GB are to be brought to {root}, its disk has {free / 1e9:.1f} GB free"
         raise InputError(what, "Free space, or choose another workspace.")
@@ -182,19 +177,12 @@ def _alone(place: Path) -> Iterator[None]:
             break
         except FileNotFoundError:  # whoever brought the last part removed the folder around it
             continue
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
+    with locked(handle):
         yield
-    finally:
-        os.close(handle)
 
 
 def _each(
-    source: SharedStore, root: Path, wanted: Sequence[_Wanted], count: _Counter
+    source: SharedStore, root: Path, wanted: Sequence[_Wanted], count: ByteCount
 ) -> Iterator[tuple[_Wanted, tuple[int, float]]]:
     """Bring several parts at once. After an error no new one is begun; those that are complete stay."""
     pool = ThreadPoolExecutor(source.objects.threads, "bring")
@@ -206,11 +194,11 @@ def _each(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _bring_part(source: SharedStore, root: Path, part: Part, count: _Counter) -> tuple[int, float]:
+def _bring_part(source: SharedStore, root: Path, part: Part, count: ByteCount) -> tuple[int, float]:
     """Download, verify, inspect and publish one part. Returns bytes that travelled and recorded seconds."""
     place, moved = _place(root, part), 0
     with _alone(place):
-        if (root / "done" / f"{part.name}.json").exists():
+        if done_path(root, part.name).exists():
             _forget(place)
             return 0, 0.0  # another process was faster
         done, raw = source.done(part)
@@ -235,7 +223,7 @@ def _forget(place: Path) -> None:
 def _tidy(root: Path) -> None:
     """Delete what is left of the download of parts that are complete, and the folder if it is empty."""
     for path in (root / INCOMING).glob("*"):
-        if (root / "done" / f"{path.name.partition('.')[0]}.json").exists():
+        if done_path(root, path.name.partition(".")[0]).exists():
             _forget(path.with_name(path.name.removesuffix(".lock")))
     with contextlib.suppress(OSError):
         (root / INCOMING).rmdir()
@@ -259,7 +247,7 @@ def forward_seconds(done: dict[str, Any]) -> float:
     return float(seconds) if plain else 0.0
 
 
-class _Counter:
+class ByteCount:
     """Bytes brought so far, for the progress; parts report from their threads."""
 
     def __init__(self, what: str, total: int, progress: Progress | None) -> None:

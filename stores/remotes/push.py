@@ -18,9 +18,9 @@ from pathlib import Path
 from ...config import canonical
 from ...errors import InputError, RemoteError, VerificationError
 from ..files import RESTORE, checked_path, checksum
-from ..manifest import Manifest, Part, manifest_path, written_now
+from ..manifest import Manifest, Part, done_path, head_content, manifest_path, written_now
 from .chains import Relation, compare, join, parts_of
-from .pull import Progress, _Counter
+from .pull import ByteCount, Progress
 from .shared import SharedStore
 
 CLAIM_SECONDS = 24 * 3600  # then the claimer is taken for dead
@@ -105,7 +105,7 @@ def _commit(
 def advance_remote_head(shared: SharedStore) -> int:
     """Point the remote's head at its newest manifest, until the list agrees; see `manifest.advance_head`."""
     while existing := shared.numbers():
-        content = canonical({"manifest": existing[-1], "sha256": shared.digest(existing[-1])})
+        content = head_content(existing[-1], shared.raw(existing[-1]))
         if shared.objects.get(shared.at("head.json"), CLAIM_BYTES) != content:
             shared.objects.replace(shared.at("head.json"), content)
         if shared.numbers()[-1] == existing[-1]:
@@ -116,17 +116,17 @@ def advance_remote_head(shared: SharedStore) -> int:
 def _send_all(
     root: Path, parts: Sequence[Part], shared: SharedStore, progress: Progress | None
 ) -> list[tuple[Part, int | None]]:
-    count = _Counter("push", sum(int(size["bytes"]) for part in parts for size in part.files.values()), progress)
+    count = ByteCount("push", sum(part.bytes for part in parts), progress)
     done = {path.rpartition("/")[2] for path in shared.objects.names(shared.at("done"))} if parts else set()
     pool = ThreadPoolExecutor(shared.objects.threads, "push")
     try:
-        futures = [pool.submit(_send_part, root, part, shared, count, f"{part.name}.json" in done) for part in parts]
+        futures = [pool.submit(send_part, root, part, shared, count, f"{part.name}.json" in done) for part in parts]
         return [(part, future.result()) for part, future in zip(parts, futures, strict=True)]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _send_part(root: Path, part: Part, shared: SharedStore, count: _Counter, done: bool) -> int | None:
+def send_part(root: Path, part: Part, shared: SharedStore, count: ByteCount, done: bool) -> int | None:
     """Upload a part. Returns the bytes that travelled (0: it was there), None if other content has its name."""
     found = shared.published(part.name) if done else None
     if found is not None:
@@ -137,14 +137,14 @@ def _send_part(root: Path, part: Part, shared: SharedStore, count: _Counter, don
     moved, found = 0, shared.published(part.name)  # somebody may have been faster than the claim
     if found is None:
         moved = _send_files(root, part, shared, count, claim)
-        raw = (root / "done" / f"{part.name}.json").read_bytes()
+        raw = done_path(root, part.name).read_bytes()
         if not shared.objects.create(shared.at(f"done/{part.name}.json"), raw):
             found = shared.published(part.name)  # a helper with the same bytes
-    shared.objects.delete(shared.at(_claim_path(part)))
+    shared.objects.delete(shared.at(claim_path(part.name)))
     return moved if found in (None, part) else None
 
 
-def _send_files(root: Path, part: Part, shared: SharedStore, count: _Counter, claim: str) -> int:
+def _send_files(root: Path, part: Part, shared: SharedStore, count: ByteCount, claim: str) -> int:
     moved = 0
     for path, size in part.files.items():
         # Objects appear whole, so what a killed push of the same claim left is there or not.
@@ -158,14 +158,15 @@ def _send_files(root: Path, part: Part, shared: SharedStore, count: _Counter, cl
     return moved
 
 
-def _claim_path(part: Part) -> str:
-    return f".claims/{part.name}.json"
+def claim_path(name: str) -> str:
+    """Where a part's claim lies in its store."""
+    return f".claims/{name}.json"
 
 
 def _claim(part: Part, shared: SharedStore) -> str:
     """Claim a part's name for its content: "new", or "old" if that claim was there. "": other content claims it,
     and its writer may be alive."""
-    path = shared.at(_claim_path(part))
+    path = shared.at(claim_path(part.name))
     own = canonical({"record": part.record, "host": os.uname().nodename, "time": int(time.time())})
     while not shared.objects.create(path, own):
         raw = shared.objects.get(path, CLAIM_BYTES)

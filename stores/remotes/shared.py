@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 from ...errors import CompalError, RemoteError, VerificationError
 from ...workspace import Remote
-from ..files import checksum
+from ..files import checksum, parse_json
 from ..manifest import Manifest, Part, done_digest
 from ..spec import FORMAT_VERSION, FeatureSpec
 from .objects import Objects, connect
@@ -52,7 +51,7 @@ class SharedStore:
         return self._spec
 
     def _parse_spec(self, raw: bytes) -> FeatureSpec:
-        data = self._object(raw, "spec.json")
+        data = parse_json(raw, f"{self.url}/spec.json", DAMAGED)
         if data.get("format_version") != FORMAT_VERSION:
             what = f"{self.url} has format {data.get('format_version')!r}, this version reads {FORMAT_VERSION}"
             raise VerificationError(what, "Upgrade compal.")
@@ -101,7 +100,7 @@ class SharedStore:
             def parse(raw: bytes) -> tuple[Manifest, bytes]:
                 latest = self._manifests.get(max(self._manifests, default=0))
                 known = {part.name: part for part in latest[0].parts} if latest else {}
-                manifest = Manifest.parse(_named(self.url), self._object(raw, path), known)
+                manifest = Manifest.parse(self.url, parse_json(raw, f"{self.url}/{path}", DAMAGED), known)
                 if manifest.number != number or manifest.spec != self.spec.fingerprint:
                     raise VerificationError(f"{self.url}/{path} is of another number or spec", DAMAGED)
                 return manifest, raw
@@ -114,9 +113,9 @@ class SharedStore:
         path = f"done/{part.name}.json"
 
         def parse(raw: bytes) -> tuple[dict[str, Any], bytes]:
-            done = self._object(raw, path)
+            done = parse_json(raw, f"{self.url}/{path}", DAMAGED)
             sound = done.get("digest", done_digest(done)) == done_digest(done)
-            same = Part.of_done(_named(self.url), done) == part and done.get("spec") == self.spec.fingerprint
+            same = Part.of_done(self.url, done) == part and done.get("spec") == self.spec.fingerprint
             if not (sound and same):
                 raise VerificationError(f"{self.url}/{path} is not what the manifest lists", DAMAGED)
             return done, raw
@@ -128,7 +127,9 @@ class SharedStore:
         path = f"done/{name}.json"
         if self.objects.size(self.at(path)) is None:
             return None
-        return self._read(path, DONE_BYTES, lambda raw: Part.of_done(_named(self.url), self._object(raw, path)))
+        return self._read(
+            path, DONE_BYTES, lambda raw: Part.of_done(self.url, parse_json(raw, f"{self.url}/{path}", DAMAGED))
+        )
 
     def fetch(self, path: str, size: dict[str, Any], local: Path) -> int:
         """Download a file that the manifest lists to `local`, going on where a killed run ended, and verify
@@ -165,19 +166,6 @@ class SharedStore:
                 error = wrong
         assert error
         raise VerificationError(error.what, error.cure if "Upgrade" in error.cure else DAMAGED)
-
-    def _object(self, raw: bytes, path: str) -> dict[str, Any]:
-        try:
-            data = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            raise VerificationError(f"{self.url}/{path} cannot be read as JSON: {error}", DAMAGED) from None
-        if not isinstance(data, dict):
-            raise VerificationError(f"{self.url}/{path} does not hold a JSON object", DAMAGED)
-        return data
-
-
-def _named(url: str) -> Any:
-    return url  # parsers name their store's folder in messages and do nothing else with it
 
 
 @dataclass(frozen=True)
@@ -219,7 +207,7 @@ def _info(remote: str, shared: SharedStore) -> RemoteStoreInfo:
     spec, newest = shared.spec, shared.newest()
     parts = newest.parts if newest else ()
     rows = {kind: sum(part.rows for part in parts if part.kind == kind) for kind in ("image", "text")}
-    size = sum(size["bytes"] for part in parts for size in part.files.values())
+    size = sum(part.bytes for part in parts)
     number = newest.number if newest else 0
     return RemoteStoreInfo(
         remote, shared.url, shared.name, spec.backbone, spec.level, spec.dtype, rows["image"], rows["text"],

@@ -10,6 +10,7 @@ from compal.stores.dtypes import READ, from_bfloat16
 from compal.stores.spec import FeatureSpec
 from compal.stores.store import ImageRows, Store, TextRows
 
+FEATURES = [dtype for dtype in READ if dtype != "uint8"]  # uint8 is that of pixels, which no head reads
 IMAGES, TEXTS = ["b", "a", "b"], ["y", "x"]
 
 
@@ -35,7 +36,7 @@ def exact(values):
     return from_bfloat16(values) if values.dtype == np.uint16 else values.astype(np.float32)
 
 
-@pytest.mark.parametrize("dtype", READ)
+@pytest.mark.parametrize("dtype", FEATURES)
 def test_batches_are_float32_whatever_is_stored(make_store, dtype):
     store = make_store(dtype)
     rows, columns = np.arange(3), np.arange(2)
@@ -48,7 +49,7 @@ def test_batches_are_float32_whatever_is_stored(make_store, dtype):
             np.testing.assert_array_equal(here.numpy(), exact(values))
 
 
-@pytest.mark.parametrize("dtype", READ)
+@pytest.mark.parametrize("dtype", FEATURES)
 def test_memory_is_as_estimated(make_store, dtype):
     """int8 tokens are held as float32, their pooled embeddings as float16."""
     store = make_store(dtype)

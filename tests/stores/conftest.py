@@ -90,24 +90,37 @@ EVERY_KIND = {
     "int8": {"image_shape": (3, 8), "text_dim": 5, "dtype": "float32"},
     "regions": {"level": "regions", "image_shape": (0, 6), "text_dim": 5, "dtype": "float32"},
     "pooled": {"level": "pooled"},
+    "block": {"level": "block:-2", "layer": "-2", "image_shape": (3, 8), "text_dim": 5},
+    "pixels": {
+        "level": "pixels",
+        "layer": "input",
+        "dtype": "uint8",
+        "pooled_dim": 0,
+        "image_shape": (4, 6),
+        "text_dim": 4,
+    },
 }
 
 
 def write_whole(folder, name):
     """A store of one kind: two manifests, an item in quarantine, texts of unequal length."""
-    spec = FeatureSpec("random", "seed-0", pooled_dim=4, **EVERY_KIND[name])
+    spec = FeatureSpec("random", "seed-0", **{"pooled_dim": 4, **EVERY_KIND[name]})
     store = Store.create(folder if name != "int8" else folder.with_name("int8-source"), spec)
     draw = np.random.default_rng(0)
-    tokens = draw.normal(size=(4, *spec.image_shape)) if spec.level == "tokens" else None
+
+    def values(*shape):
+        return draw.integers(0, 256, shape, np.uint8) if spec.dtype == "uint8" else draw.normal(size=shape)
+
+    tokens = values(4, *spec.image_shape) if spec.image_shape[0] else None
     if spec.level == "regions":
-        tokens = [draw.normal(size=(n, 6)) for n in (1, 3, 2, 1)]
+        tokens = [values(n, 6) for n in (1, 3, 2, 1)]
     names = [f"image-{number}" for number in range(4)]
     refused = [Quarantined("bad", "image", "bad.jpg", "truncated file")]
-    store.write_images("i-0", ImageRows(names, names, [(6, 4)] * 4, tokens, draw.normal(size=(4, 4))), refused)
-    words = [draw.normal(size=(n, 5)) for n in (2, 1, 3)] if spec.text_dim else None
+    store.write_images("i-0", ImageRows(names, names, [(6, 4)] * 4, tokens, values(4, spec.pooled_dim)), refused)
+    words = [values(n, spec.text_dim) for n in (2, 1, 3)] if spec.text_dim else None
     spans = [[(0, 1), (2, 5), (-1, -1)][:n] for n in (2, 1, 3)] if words else []
     keys, segments = [f"text-{number}" for number in range(3)], [((0, 1, "object"),)] * 3
-    pooled = draw.normal(size=(3, 4))
+    pooled = values(3, spec.pooled_dim)
     store.write_texts("t-0", TextRows(keys, ["a cup"] * 3, keys, words, pooled, spans, segments=segments))
     store.commit(["i-0"])
     store.commit(["t-0"])
@@ -124,7 +137,8 @@ def read_values(root, reading=None):
         found[kind] = sorted(store.table(kind).to_pylist(), key=lambda row: row["key"])
         if not keys:
             continue
-        found[f"{kind} pooled"] = store.pooled(kind, keys).tobytes()
+        if store.spec.pooled_dim:
+            found[f"{kind} pooled"] = store.pooled(kind, keys).tobytes()
         if kind == "text" and store.spec.text_dim:
             found["words"] = [one.tobytes() for one in store.text_tokens(keys)]
         elif kind == "image" and store.spec.level == "regions":

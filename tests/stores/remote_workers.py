@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from workers import fork, status  # which also switches fsync off: only loss of power would need it
 
 from compal.stores.remotes.objects import connect
 from compal.stores.remotes.shared import SharedStore
@@ -23,7 +24,6 @@ from compal.stores.verify import verify
 from compal.workspace import Remote
 
 SPEC = FeatureSpec("random", "seed-0", pooled_dim=4, image_shape=(3, 8), text_dim=5)
-os.fsync = lambda handle: None  # a kill loses nothing that the kernel has; only loss of power would
 
 
 def make(folder, numbers):
@@ -36,24 +36,6 @@ def make(folder, numbers):
         store.write_texts(f"t-{number}", texts)
         store.commit([f"i-{number}", f"t-{number}"])
     return store.path
-
-
-def fork(work, *arguments):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work(*arguments)
-            os._exit(0)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-    return pid
-
-
-def status(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def alone(work, *arguments):

@@ -180,7 +180,7 @@ def test_a_folder_of_ones_own(make_source, tmp_path):
         ("float16", "float16", "tokens", "would not make it smaller"),
         ("bfloat16", "float16", "tokens", "would not make it smaller"),
         ("int8", "float16", "tokens", "would not make it smaller. Cast its source"),
-        ("float16", "float8", "tokens", "no dtype 'float8'. Known: float16, float32, bfloat16, int8"),
+        ("float16", "float8", "tokens", "no dtype 'float8' to cast to. Known: float16, float32, bfloat16, int8"),
         ("float16", "int8", "pooled", "pooled embeddings only"),
     ],
 )
@@ -238,34 +238,20 @@ def test_a_full_disk(make_source, monkeypatch):
 
 
 KILLED = """
-import json, os, signal, sys
+import json, signal, sys
 from pathlib import Path
-os.fsync = lambda handle: None
 from compal.stores.cast import cast
 from compal.stores.verify import verify
 sys.path.insert(0, sys.argv[2])
-from workers import content, fork, status, STEPS
+from workers import STEPS, content, fork, killed_at_step, status
 
 source, root, dtype = Path(sys.argv[1]), Path(sys.argv[3]), sys.argv[4]
-
-def killed(folder, step):
-    left = [step]
-    def counting(real):
-        def call(*arguments, **options):
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **options)
-        return call
-    for name in (*STEPS, "pwrite"):
-        setattr(os, name, counting(getattr(os, name)))
-    cast(source, folder, dtype)
 
 cast(source, root / "undisturbed", dtype)
 expected, step, hit = content(root / "undisturbed"), 0, 0
 while True:
     folder = root / str(step)
-    code = status(fork(killed, folder, step))
+    code = status(fork(killed_at_step, lambda: cast(source, folder, dtype), step, (*STEPS, "pwrite")))
     if code == 0:
         break
     assert code == -signal.SIGKILL, code

@@ -19,7 +19,7 @@ from compal.stores.verify import verify
 from compal.stores.writer import write_array
 
 FLIPS = int(os.environ.get("COMPAL_FLIPS", "1000"))
-KINDS = ["bfloat16", "float32", "int8", "pooled", "regions", "tokens"]
+KINDS = ["bfloat16", "float32", "int8", "pixels", "pooled", "regions", "tokens"]
 MODES = ["map", "pread", "direct"]
 
 

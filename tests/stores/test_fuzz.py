@@ -6,13 +6,11 @@
 import hashlib
 import json
 import os
-import resource
 import shutil
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import xxhash
+from hostile import little_memory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,8 +21,7 @@ from compal.stores.store import Store
 from compal.stores.verify import verify
 
 CASES = int(os.environ.get("COMPAL_FUZZ", "500"))
-ROOM = 2**30  # address space that a case may take: libraries and threads, no claims of 10 GB
-KINDS = ["bfloat16", "float32", "int8", "pooled", "regions", "tokens"]
+KINDS = ["bfloat16", "float32", "int8", "pixels", "pooled", "regions", "tokens"]
 FORMATS = ["hdf5", "huggingface", "npz", "safetensors", "webdataset"]
 
 
@@ -34,17 +31,6 @@ def cases(share):
     return settings(
         max_examples=max(1, round(CASES * share)), deadline=None, suppress_health_check=checks, database=None
     )
-
-
-@contextmanager
-def little_memory():
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def answer(read, root):

@@ -8,10 +8,8 @@ import hashlib
 import json
 import os
 import pickle
-import resource
 import shutil
 import struct
-from contextlib import contextmanager
 from pathlib import Path
 
 import google_crc32c
@@ -20,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
+from hostile import Canary, little_memory
 
 from compal.config import canonical
 from compal.errors import CompalError, VerificationError
@@ -28,22 +27,9 @@ from compal.stores.verify import verify
 
 CASES = int(os.environ.get("COMPAL_FUZZ", "500"))
 GIGABYTES = 10 * 2**30
-ROOM = 2**30  # address space a refusal may take: libraries and threads, not 10 GB
 
 
 # --- tools -----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def little_memory(room=ROOM):
-    """An allocation of more than `room` bytes fails inside, as it would on a small machine."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (used + room, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def checksum(path):
@@ -139,16 +125,6 @@ def refused(root, match=None, error=CompalError):
     assert "\n" not in str(found.value)
     assert problems
     return str(found.value)
-
-
-class Canary:
-    """What is unpickled leaves a mark."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 @pytest.fixture

@@ -2,18 +2,15 @@
 
 import io
 import json
-import os
 import pickle
-import resource
 import struct
 import tarfile
 import zipfile
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hostile import Canary, little_memory
 
 from compal import registry
 from compal.config import canonical
@@ -21,29 +18,7 @@ from compal.errors import CompalError, InputError
 from compal.stores.store import Store
 
 GIGABYTES = 10 * 2**30
-ROOM = 2**30  # address space a refusal may take: libraries and threads, not 10 GB
 MAPPING = {"backbone": "theirs", "images.keys": "ids", "images.tokens": "feats", "images.pooled": "cls"}
-
-
-@contextmanager
-def little_memory():
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-class Canary:
-    """What is unpickled leaves a mark."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 @pytest.fixture

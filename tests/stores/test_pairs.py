@@ -8,7 +8,7 @@ import pytest
 
 from compal.errors import InputError, VerificationError
 from compal.stores.items import Pair
-from compal.stores.pairs import read_pairs, write_pairs
+from compal.stores.pairs import read_info, read_pairs, write_pairs
 
 PAIRS = [Pair("a", "x", ("y", "z"), "g1", "colour"), Pair("b", "y")]
 
@@ -57,3 +57,15 @@ def test_what_is_missing_or_damaged(tmp_path):
     pq.write_table(pa.table({"image": ["a"]}), path)
     with pytest.raises(VerificationError, match="columns"):
         read_pairs(path)
+
+
+def test_where_the_pairs_come_from_is_kept(tmp_path):
+    path = tmp_path / "p.parquet"
+    info = {"dataset": "coco", "licence": "CC BY 4.0", "revision": "sha256:…"}
+    write_pairs(path, PAIRS, info)
+    assert read_info(path) == info
+    assert read_pairs(path).num_rows == 2
+    write_pairs(path, [], info)
+    assert read_info(path) == info
+    write_pairs(path, PAIRS)
+    assert read_info(path) == {}

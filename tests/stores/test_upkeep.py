@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from compal.errors import CompalError, InputError, VerificationError
-from compal.stores import compaction, files, manifest, upkeep
+from compal.stores import compaction, files, manifest, sizes, upkeep
 from compal.stores.history import log, restore
 from compal.stores.rows import ImageRows
 from compal.stores.spec import FeatureSpec
@@ -20,7 +20,7 @@ from compal.stores.store import Quarantined, Store
 from compal.stores.upkeep import compact, gc
 from compal.stores.verify import verify
 
-MIN = compaction.MIN_ROWS
+MIN = sizes.MIN_PART_ROWS
 
 
 def listed(store):

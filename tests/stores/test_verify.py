@@ -173,7 +173,7 @@ def test_what_killed_writers_left_is_listed(filled, monkeypatch):
 
     with room.staging(filled.path, "i-9") as folder:
         assert verify(filled.path) == []  # a writer at work is no problem
-        monkeypatch.setattr(room, "_alive", lambda pid: False)
+        monkeypatch.setattr(room, "alive", lambda pid: False)
         assert [problem.what for problem in verify(filled.path)] == ["a killed writer left it"]
         assert folder.is_dir()
 

@@ -83,8 +83,8 @@ def status(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def killed_at_step(work, step):
-    """Work, and be killed before the system call number `step` that changes the disk."""
+def killed_at_step(work, step, steps=STEPS):
+    """Work, and be killed before the system call number `step` among `steps`, those that change the disk."""
     left = [step]
 
     def counting(real):
@@ -96,7 +96,7 @@ def killed_at_step(work, step):
 
         return call
 
-    for name in STEPS:
+    for name in steps:
         setattr(os, name, counting(getattr(os, name)))
     work()
 
