@@ -7,8 +7,10 @@ beside them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +35,8 @@ class Tokenized(NamedTuple):
 
 
 class CaptionTokenizer(Protocol):
-    """A tokenizer that says where its tokens came from. `size` is one more than its highest id."""
+    """A tokenizer that says where its tokens came from. `size` is one more than its highest id. Threads may share
+    it."""
 
     size: int
 
@@ -85,8 +88,14 @@ class HubTokenizer:
             )
         self.tokenizer = tokenizer
         self.size = len(tokenizer.tokenizer)
+        # Truncation is a state of the tokenizer's, which threads would set under each other.
+        self._lock = Lock()
 
     def __call__(self, captions: Sequence[str]) -> Tokenized:
+        with self._lock:
+            return self._tokenized(captions)
+
+    def _tokenized(self, captions: Sequence[str]) -> Tokenized:
         ids = self.tokenizer(list(captions))
         context = ids.shape[1]
         cleaned = [self.tokenizer.clean_fn(caption) for caption in captions]
@@ -134,3 +143,13 @@ def frame(ids: Tensor, lengths: Sequence[int] | None = None) -> Tokenized:
     lengths = list(lengths) if lengths is not None else [ids.shape[1]] * len(ids)
     spans = [[NO_SPAN] * length for length in lengths]
     return Tokenized(ids.to(torch.int64), lengths, spans, [False] * len(lengths))
+
+
+def to_bytes(ids: Tensor) -> Tensor:
+    """Ids (L,) on the CPU → (L, 4) uint8, little-endian."""
+    return torch.from_numpy(ids.numpy().astype("<u4").view(np.uint8).reshape(-1, 4))
+
+
+def from_bytes(rows: Tensor) -> Tensor:
+    """The inverse of `to_bytes`: (L, 4) uint8 from any device → (L,) int64 on the CPU."""
+    return torch.from_numpy(rows.cpu().contiguous().numpy().view("<u4").reshape(-1).astype(np.int64))

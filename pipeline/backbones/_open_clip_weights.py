@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,8 @@ import open_clip
 
 from ...errors import InputError, UnknownName
 from .. import checkpoints
+from ..hub_files import is_offline
+from ..hub_files import reachable as _reachable
 
 QUICK = "-quickgelu"
 
@@ -233,7 +234,7 @@ def _download(choice: Choice, config: dict[str, Any]) -> Path:
         f"Run once with a network, set HF_HOME to a cache that holds {source}, "
         f"or give a file: open_clip:{choice.model}//path/to/model.safetensors"
     )
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    offline = is_offline()
     if offline or not _reachable(host):
         reason = "HF_HUB_OFFLINE is set" if offline else f"{host} cannot be reached"
         raise InputError(f"weights '{choice.value}' of {choice.model} are not on this machine and {reason}", cure)
@@ -246,14 +247,3 @@ def _download(choice: Choice, config: dict[str, Any]) -> Path:
     ) as error:  # hub errors are OSErrors, a wrong checksum a RuntimeError
         reason = str(error).strip().split("\n", 1)[0][:160]
         raise InputError(f"weights '{choice.value}' of {choice.model} cannot be downloaded: {reason}", cure) from None
-
-
-def _reachable(host: str) -> bool:
-    """Whether a connection opens within 3 s. Behind a proxy only the download itself can tell."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    try:
-        with socket.create_connection((host, 443), timeout=3):
-            return True
-    except OSError:
-        return False

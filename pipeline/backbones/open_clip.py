@@ -39,6 +39,7 @@ class _Dims(NamedTuple):
     text_dim: int
     pooled_dim: int
     context_length: int
+    blocks: int
 
 
 def spec(argument: str, level: str = "tokens", dtype: str = "float16") -> FeatureSpec:
@@ -66,23 +67,29 @@ def spec(argument: str, level: str = "tokens", dtype: str = "float16") -> Featur
         tokenizer=_tokenizer_strings(config, dims.context_length),
         extra=activation,
     )
-    return at_level(full, level, dtype)
+    return at_level(full, level, dtype, dims.blocks)
 
 
 def load(spec: FeatureSpec, device: str = "cpu") -> DualEncoder:
     """The encoder of a spec. Raises `InputError` if its weights or tokenizer cannot be had or do not fit."""
+    encoder = untrained(spec, device)
+    choice = weights.parse(spec.backbone.partition(":")[2])
+    path = weights.path_of(choice)
+    if path is not None:
+        checkpoints.load_into(encoder.model, path, choice.model)
+    encoder.check()
+    return encoder
+
+
+def untrained(spec: FeatureSpec, device: str = "cpu") -> DualEncoder:
+    """The encoder of a spec as it is initialised: its own weights are neither read nor asked for."""
     choice = weights.parse(spec.backbone.partition(":")[2])
     tokenizer = _tokenizer(choice.model)
     config = open_clip.get_model_config(choice.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(choice.value) if choice.kind == "random" else 0)
         model = _build(config, choice.model)
-    path = weights.path_of(choice)
-    if path is not None:
-        checkpoints.load_into(model, path, choice.model)
-    encoder = DualEncoder(spec, model, tokenizer, preprocess.transform(spec.preprocess), device)
-    encoder.check()
-    return encoder
+    return DualEncoder(spec, model, tokenizer, preprocess.transform(spec.preprocess), device)
 
 
 def _build(config: dict[str, Any], name: str) -> Any:
@@ -123,6 +130,7 @@ def _dims(config: bytes, name: str) -> _Dims:
         text_dim=texts.width,
         pooled_dim=pooled.shape[1],
         context_length=texts.context_length,
+        blocks=min(images.blocks, texts.blocks),
     )
 
 

@@ -62,17 +62,17 @@ class RandomEncoder:
         self._shape = (int(tokens), int(width))
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """An image → its sha384 as a (3, 4, 4) float32 picture: content in, content out, nothing resized."""
+        """An image → its sha384 as a (3, 4, 4) uint8 picture: content in, content out, nothing resized."""
         import torch
 
         digest = hashlib.sha384(repr(image.size).encode() + image.convert("RGB").tobytes()).digest()
-        return torch.frombuffer(bytearray(digest), dtype=torch.uint8).reshape(3, 4, 4).float()
+        return torch.frombuffer(bytearray(digest), dtype=torch.uint8).reshape(3, 4, 4)
 
     def encode_images(self, pixels: Tensor) -> ImageFeatures:
-        """(B, C, H, W) → features seeded by the bytes of each row."""
+        """(B, C, H, W) → features seeded by the bytes of each row as float32."""
         import torch
 
-        rows = pixels.cpu().numpy()
+        rows = pixels.float().cpu().numpy()  # seeds are those of float32 pictures, as ever
         drawn = [_normal(b"image\0" + row.tobytes(), self._shape) for row in rows]
         tokens = torch.from_numpy(np.stack(drawn) if drawn else np.zeros((0, *self._shape), np.float32))
         tokens = tokens.to(self.device)

@@ -47,32 +47,46 @@ def spec(argument: str = "", level: str = "tokens", dtype: str = "float16") -> F
         context_length=int(text["context_length"]),
         preprocess=preprocess.describe((size, size), "squash", "bilinear", (0.5,) * 3, (0.5,) * 3),
         tokenizer={**name, "context_length": str(text["context_length"])},
-        extra={"config": hashlib.sha256(canonical(config)).hexdigest()[:16]},
+        extra={"config": _digest(config)},
     )
-    return at_level(full, level, dtype)
+    return at_level(full, level, dtype, _blocks(config))
 
 
 def load(spec: FeatureSpec, device: str = "cpu") -> DualEncoder:
     """The encoder of a spec. Raises `InputError` if weights, configuration and words do not fit."""
+    encoder = untrained(spec, device)
+    folder, _ = _read(spec.backbone.partition(":")[2])
+    checkpoints.load_into(encoder.model, folder / "model.safetensors", str(folder / "config.json"))
+    encoder.check()
+    return encoder
+
+
+def untrained(spec: FeatureSpec, device: str = "cpu") -> DualEncoder:
+    """The encoder of a spec as it is initialised. Raises `InputError` if the configuration is no longer the spec's."""
     import open_clip
+    import torch
 
     from ..dual_encoder import DualEncoder
 
     folder, config = _read(spec.backbone.partition(":")[2])
+    if _digest(config) != spec.extra["config"]:
+        raise InputError(f"{folder / 'config.json'} is not what the spec says", "Restore it.")
     tokenizer = _tokenizer(folder, config)
     try:
-        model = open_clip.CLIP(
-            config["embed_dim"],
-            vision_cfg=open_clip.CLIPVisionCfg(**config["vision_cfg"]),
-            text_cfg=open_clip.CLIPTextCfg(**config["text_cfg"]),
-            quick_gelu=bool(config.get("quick_gelu", False)),
-        )
+        with torch.random.fork_rng(devices=[]):
+            model = open_clip.CLIP(
+                config["embed_dim"],
+                vision_cfg=open_clip.CLIPVisionCfg(**config["vision_cfg"]),
+                text_cfg=open_clip.CLIPTextCfg(**config["text_cfg"]),
+                quick_gelu=bool(config.get("quick_gelu", False)),
+            )
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise InputError(f"{folder / 'config.json'} is no open_clip model configuration: {error}") from None
-    checkpoints.load_into(model, folder / "model.safetensors", str(folder / "config.json"))
-    encoder = DualEncoder(spec, model, tokenizer, preprocess.transform(spec.preprocess), device)
-    encoder.check()
-    return encoder
+    return DualEncoder(spec, model, tokenizer, preprocess.transform(spec.preprocess), device)
+
+
+def _digest(config: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(config)).hexdigest()[:16]
 
 
 def _tokenizer(folder: Path, config: dict[str, Any]) -> CaptionTokenizer:
@@ -93,6 +107,11 @@ def _tokenizer(folder: Path, config: dict[str, Any]) -> CaptionTokenizer:
     return Words(tokenizer)
 
 
+def _blocks(config: dict[str, Any]) -> int:
+    """Layers of the shallower tower; twelve where open_clip's default stands."""
+    return min(int(config[part].get("layers", 12)) for part in ("vision_cfg", "text_cfg"))
+
+
 def _read(argument: str) -> tuple[Path, dict[str, Any]]:
     folder = Path(argument).expanduser() if argument else FOLDER
     path = folder / "config.json"
@@ -108,6 +127,7 @@ def _read(argument: str) -> tuple[Path, dict[str, Any]]:
                           ("text_cfg", "width"), ("text_cfg", "context_length")):  # fmt: skip
             int(config[part][key])
         int(config["embed_dim"])
+        _blocks(config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is no open_clip model configuration: {error!r}", "See pipeline/backbones/shapes_vit.py."

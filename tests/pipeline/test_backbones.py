@@ -1,11 +1,17 @@
 """Names to specs to encoders: open_clip (a small model and one real ViT-B/32) and random."""
 
+import dataclasses
+import re
+
 import open_clip
 import pytest
 import torch
 from PIL import Image
 
+from compal import registry
 from compal.errors import InputError, UnknownName, UsageError
+from compal.pipeline import preprocess, tokenizers
+from compal.pipeline.backbones import _open_clip_weights as weights
 from compal.pipeline.encoder import load_encoder, resolve
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -37,7 +43,7 @@ def test_a_bare_model_is_random_initialisation_and_says_so(real):
 def test_real_pooled_embeddings_from_tokens_are_the_models_own(real, photograph):
     pixels = torch.stack([real.preprocess(photograph(seed)) for seed in range(2)])
     images, texts = real.encode_images(pixels), real.encode_texts(CAPTIONS)
-    own_images = real.model.encode_image(pixels)
+    own_images = real.model.encode_image(real.scaled(pixels))
     own_texts = real.model.encode_text(open_clip.tokenize(CAPTIONS))
     assert tuple(images.tokens.shape) == (2, 50, 768)
     torch.testing.assert_close(real.pool_images(images.tokens), own_images, atol=1e-5, rtol=0)
@@ -62,7 +68,7 @@ def test_preprocessing_is_open_clips_own(real, mode, photograph):
     image = photograph().convert(mode)
     config = open_clip.transform.PreprocessCfg(size=(224, 224))
     own = open_clip.transform.image_transform_v2(config, is_train=False)(image.convert("RGB"))
-    assert torch.equal(real.preprocess(image), own)
+    assert torch.equal(real.scaled(real.preprocess(image)), own)
     assert real.spec.preprocess["interpolation"] == "bicubic"
     assert real.spec.preprocess["resize"] == "shortest"
 
@@ -192,3 +198,105 @@ def test_random_features_are_standard_normal_and_independent():
     assert abs(float(tokens.std()) - 1) < 0.02
     pooled = torch.nn.functional.normalize(encoder.encode_images(torch.rand(40, 3, 4, 4)).pooled, dim=1)
     assert float((pooled @ pooled.T - torch.eye(40)).abs().max()) < 0.6
+
+
+ALIASES = ("clip", "clip-l14", "pe", "pe-l14", "siglip2", "siglip2-giant", "siglip2-so400m")
+STATISTICS = {
+    "OpenAI's mean and std": (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
+    "mean and std 0.5": ((0.5,) * 3, (0.5,) * 3),
+}
+LINE = re.compile(
+    r"(.+): open_clip:(\S+/\S+); (\d+) px, (shortest|squash|longest) (bicubic|bilinear), (?:cropped, )?(.+)\."
+)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_the_line_of_an_alias_is_open_clips_own_configuration(name, monkeypatch):
+    """What `compal ls backbones` shows, against the tag: model, weights, size, resizing, mean and std."""
+    _, target, size, resize, interpolation, statistics = LINE.fullmatch(registry.summary("backbones", name)).groups()
+    model, tag = target.split("/")
+    assert (model, tag) in open_clip.list_pretrained()
+    monkeypatch.setattr(weights, "path_of", lambda choice: None)  # the weights are not here; no shape needs them
+    spec = registry.load("backbones", name).spec("")
+    assert spec.backbone == f"open_clip:{target}"
+    mean, std = STATISTICS[statistics]
+    own = open_clip.get_pretrained_cfg(model, tag)
+    assert (tuple(own["mean"]), tuple(own["std"])) == (mean, std)
+    assert (own["resize_mode"] or "shortest", own["interpolation"]) == (resize, interpolation)
+    assert open_clip.get_model_config(model)["vision_cfg"]["image_size"] == int(size)
+    assert spec.preprocess == preprocess.describe((int(size), int(size)), resize, interpolation, mean, std)
+    assert bool(own.get("quick_gelu", False)) == (spec.extra["quick_gelu"] == "true")
+    assert ("cropped" in registry.summary("backbones", name)) == (resize == "shortest")
+    with pytest.raises(UsageError, match=f"'{name}' takes no argument"):
+        resolve(f"{name}:x")
+
+
+def test_aliases_are_a_few_lines():
+    for name in ALIASES:
+        assert len(registry.path("backbones", name).read_text().splitlines()) <= 8
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "has"),
+    [
+        ("open_clip:small", "block:-2", "pooled, tokens, block:-1, pixels, regions"),
+        ("open_clip:small", "tokens:3", "pooled, tokens, block:-1, pixels, regions"),
+        ("open_clip:ViT-B-32", "block:-13", "block:-1 to block:-12, pixels"),
+        ("open_clip:ViT-B-32", "block:-0", "block:-1 to block:-12, pixels"),
+        ("open_clip:ViT-B-32", "block", "block:-1 to block:-12, pixels"),
+        ("open_clip:RN50", "block:-1", "pooled, tokens, pixels, regions"),
+        ("open_clip:coca_ViT-B-32", "block:-1", "pooled, tokens, pixels, regions"),
+        ("random", "pixels", "pooled, tokens, regions"),
+        ("shapes-vit", "block:-4", "block:-1 to block:-3, pixels"),
+    ],
+)
+def test_a_level_that_a_backbone_lacks_names_those_it_has(name, level, has):
+    with pytest.raises(InputError, match=f"has no level '{level}'") as found:
+        resolve(name, level)
+    assert has in found.value.cure
+    assert one_line(found)
+
+
+def test_the_shallower_tower_says_how_deep_levels_go():
+    """PE-Core G has 50 blocks of images and 24 of texts."""
+    assert resolve("open_clip:PE-Core-bigG-14-448", "block:-24").layer == "-24"
+    with pytest.raises(InputError, match="block:-1 to block:-24"):
+        resolve("open_clip:PE-Core-bigG-14-448", "block:-25")
+
+
+def test_pixels_are_bytes_whatever_is_asked():
+    spec = resolve("open_clip:small", "pixels")
+    assert spec == resolve("open_clip:small", "pixels", "float32", "bfloat16")
+    assert (spec.dtype, spec.precision, spec.layer, spec.pooled_dim) == ("uint8", "float32", "input", 0)
+    assert (spec.image_shape, spec.image_prefix, spec.image_grid, spec.text_dim) == ((32, 96), 0, (0, 0), 4)
+    with pytest.raises(UsageError, match="only the level pixels"):
+        resolve("open_clip:small", "tokens", "uint8")
+
+
+def test_block_states_are_described_as_tokens_are():
+    spec, last = resolve("open_clip:small", "block:-1"), resolve("open_clip:small")
+    assert (spec.level, spec.layer) == ("block:-1", "-1")
+    assert dataclasses.replace(spec, level="tokens", layer="last") == last
+
+
+def test_precision_is_part_of_the_spec():
+    spec = resolve("open_clip:small", precision="bfloat16")
+    assert dataclasses.replace(spec, precision="float32") == resolve("open_clip:small")
+    assert load_encoder(spec).spec.precision == "bfloat16"
+    with pytest.raises(UnknownName, match="precision"):
+        resolve("open_clip:small", precision="bf16")
+
+
+def test_pictures_and_ids_come_back_from_the_level_pixels(photograph):
+    encoder = load_encoder(resolve("open_clip:small", "pixels"))
+    pixels = torch.stack([encoder.preprocess(photograph(seed)) for seed in range(2)])
+    rows = encoder.encode_images(pixels).tokens
+    assert torch.equal(preprocess.from_rows(rows), pixels)
+    texts = encoder.encode_texts(CAPTIONS)
+    own = open_clip.tokenize(CAPTIONS)
+    for row, ids, index in zip(texts.tokens, own, texts.pool_index, strict=True):
+        found = tokenizers.from_bytes(row)
+        assert torch.equal(found, ids[: len(found)])
+        assert found[index] == ids.max()
+    with pytest.raises(InputError, match="keeps uint8 pictures"):
+        encoder.encode_images(torch.rand(1, 3, 32, 32))

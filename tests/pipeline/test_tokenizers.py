@@ -1,4 +1,5 @@
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import open_clip
 import pytest
@@ -9,7 +10,7 @@ from open_clip.tokenizer import get_clean_fn
 
 from compal.errors import InputError
 from compal.pipeline.spans import NO_SPAN
-from compal.pipeline.tokenizers import BytePairs, HubTokenizer, Words, frame
+from compal.pipeline.tokenizers import BytePairs, HubTokenizer, Words, frame, from_bytes, to_bytes
 from compal.pipeline.words import WordTokenizer
 
 CLIP = open_clip.SimpleTokenizer()
@@ -135,3 +136,67 @@ def test_ready_made_ids_are_valid_as_long_as_they_say():
     ids = torch.tensor([[5, 6, 0], [5, 6, 7]])
     assert frame(ids).lengths == [3, 3]
     assert frame(ids, [2, 3]).spans == [[NO_SPAN] * 2, [NO_SPAN] * 3]
+
+
+def rust_tokenizer(context):
+    """A real tokenizer of the Hugging Face library, written in Rust, as open_clip wraps it; no download."""
+    from open_clip.tokenizer import HFTokenizer
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "cube", "not", "blue"])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    plain.normalizer = normalizers.Lowercase()
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    wrapped = HFTokenizer.__new__(HFTokenizer)
+    wrapped.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    wrapped.clean_fn, wrapped.context_length = get_clean_fn("canonicalize"), context
+    wrapped.strip_sep_token, wrapped.tokenizer_mode = False, ""
+    return HubTokenizer(wrapped)
+
+
+def test_a_rust_tokenizer_may_be_shared_by_threads():
+    """Its truncation is a state: unguarded, threads meet 'Already borrowed' or cut at each other's lengths."""
+    tokenizer = rust_tokenizer(8)
+    captions = [["a red cube " * (row % 5 + 1), "not a blue cube"] for row in range(60)]
+    alone = [tokenizer(pair) for pair in captions]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(tokenizer, captions))
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.ids, other.ids)
+        assert one[1:] == other[1:]
+    assert alone[2].truncated == [True, False]
+    assert alone[2].lengths == [8, 5]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "same", "apart"),
+    [
+        (BYTE_PAIRS, [("A Red CUBE", "a red cube"), ("a  red cube", "a red cube")], [("red cube!", "red cube")]),
+        (
+            rust_tokenizer(8),
+            [("A Red, CUBE!", "a red cube"), ("a red\tcube", "a red cube")],
+            [("a not red cube", "a red cube")],
+        ),
+    ],
+    ids=["CLIP: lower case, punctuation kept", "SigLIP: canonical, punctuation gone"],
+)
+def test_case_and_punctuation(tokenizer, same, apart):
+    for one, other in same:
+        assert torch.equal(tokenizer([one]).ids, tokenizer([other]).ids)
+        spans = tokenizer([one]).spans[0]
+        assert [one[start:end].lower() for start, end in spans if end > start] == other.split()
+    for one, other in apart:
+        assert not torch.equal(tokenizer([one]).ids, tokenizer([other]).ids)
+
+
+def test_ids_are_four_bytes_and_come_back():
+    ids = torch.tensor([0, 1, 49407, 901_628, 2**31 - 1])
+    rows = to_bytes(ids)
+    assert (rows.dtype, tuple(rows.shape)) == (torch.uint8, (5, 4))
+    assert rows[2].tolist() == [0xFF, 0xC0, 0, 0]
+    assert torch.equal(from_bytes(rows), ids)
+    assert from_bytes(to_bytes(ids[:0])).tolist() == []

@@ -1,141 +1,31 @@
-"""The pooled embedding recomputed from our tokens is the model's own, for every kind of tower open_clip has.
+"""The pooled embedding recomputed from cached states is the model's own, for every kind of tower open_clip has.
 
-Small models of each code path, random weights, float32. The tolerance is relative to the largest component, as
-some untrained towers give embeddings of 1e-4.
+Small models of each family (tests/support/families.py), random weights, float32. The tolerance is relative to the
+largest component.
 """
 
-import json
+from pathlib import Path
 
-import open_clip
+import families
 import pytest
 import torch
-from timm import models as timm_models
-from timm.models.eva import Eva
-from timm.models.swin_transformer import SwinTransformer
+from families import FAMILIES, apart, pictures, token_ids
 
 from compal.errors import InputError
 from compal.pipeline import towers
 from compal.pipeline.backbones import open_clip as backbone
 from compal.pipeline.dual_encoder import DualEncoder
+from compal.pipeline.tokenizers import frame
 
 EXACT = 1e-5
-END = 299
-TEXT = {"vocab_size": 300, "context_length": 12, "width": 32, "heads": 2, "layers": 2}
-SIGLIP_TEXT = {
-    **TEXT, "no_causal_mask": True, "pool_type": "last", "proj_bias": True,
-    "hf_tokenizer_name": "nowhere", "tokenizer_kwargs": {"clean": "canonicalize"},
-}  # fmt: skip
-VIT = {"image_size": 64, "patch_size": 16, "width": 64, "head_width": 32, "layers": 2}
-MULTIMODAL = {"width": 32, "context_length": 12, "vocab_size": 300, "layers": 1, "heads": 2}
-
-
-def timm(name: str, size: int, pool: str, timm_proj: str | None) -> dict[str, object]:
-    return {"timm_model_name": name, "image_size": size, "timm_pool": pool, "timm_proj": timm_proj}
-
-
-@timm_models.register_model
-def small_pe_core(num_classes=0, **_):
-    """timm's `vit_pe_core_tiny_patch16_384`, smaller."""
-    return Eva(
-        img_size=64, patch_size=16, embed_dim=48, depth=2, num_heads=2, num_classes=num_classes, global_pool="map",
-        attn_type="rope", use_pre_transformer_norm=True, use_rot_pos_emb=True, ref_feat_shape=(4, 4),
-        rope_grid_offset=1.0, rope_grid_indexing="xy", attn_pool_num_heads=2, attn_pool_mlp_ratio=4.0,
-    )  # fmt: skip
-
-
-@timm_models.register_model
-def small_swin(num_classes=0, **_):
-    """timm's Swin, smaller: the trunk whose map has its channels last."""
-    model = SwinTransformer(
-        img_size=64, window_size=4, embed_dim=16, depths=(1, 1, 1), num_heads=(1, 2, 4),
-        num_classes=num_classes, global_pool="avg",
-    )  # fmt: skip
-    model.default_cfg = {}  # which open_clip reads
-    return model
-
-
-# name: (model configuration, tokens of an image, prefix tokens)
-MODELS = {
-    "clip-vit": ({"vision_cfg": VIT, "text_cfg": TEXT, "quick_gelu": True}, 17, 1),
-    "clipa": (
-        {
-            "vision_cfg": {**VIT, "pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True},
-            "text_cfg": {**TEXT, "pool_type": "last", "no_causal_mask": True},
-        },
-        17,
-        1,
-    ),
-    "metaclip2": ({"vision_cfg": VIT, "text_cfg": {**TEXT, "pool_type": "eos", "eos_id": END}}, 17, 1),
-    "clip-resnet": (
-        {
-            "vision_cfg": {"image_size": 96, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16},
-            "text_cfg": TEXT,
-        },
-        9,
-        0,
-    ),
-    "coca": (
-        {
-            "vision_cfg": {**VIT, "attentional_pool": True, "attn_pooler_queries": 5, "output_tokens": True},
-            "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True},
-            "multimodal_cfg": MULTIMODAL,
-            "custom_text": True,
-        },
-        17,
-        1,
-    ),
-    "siglip": (
-        {
-            "vision_cfg": timm("test_vit3", 160, "map", timm_proj="none"),
-            "text_cfg": SIGLIP_TEXT,
-            "custom_text": True,
-            "embed_dim": 96,
-        },
-        101,
-        1,
-    ),
-    "siglip-unprojected": (
-        {
-            "vision_cfg": timm("test_vit", 160, "map", timm_proj="none"),
-            "text_cfg": {**SIGLIP_TEXT, "width": 64, "proj_type": "none", "proj_bias": False},
-            "custom_text": True,
-        },
-        101,
-        1,
-    ),
-    "pe-core": ({"vision_cfg": timm("small_pe_core", 64, "map", timm_proj=None), "text_cfg": TEXT}, 17, 1),
-    "eva02": ({"vision_cfg": timm("eva02_tiny_patch14_224", 224, "token", timm_proj=None), "text_cfg": TEXT}, 257, 1),
-    "mobileclip-b": (
-        {"vision_cfg": timm("test_vit", 160, "token", timm_proj=None), "text_cfg": TEXT, "custom_text": True},
-        101,
-        1,
-    ),
-    "mobileclip-s": (
-        {
-            "vision_cfg": timm("fastvit_t8", 256, "avg", timm_proj=None),
-            "text_cfg": {**TEXT, "no_causal_mask": True},
-            "custom_text": True,
-        },
-        64,
-        0,
-    ),
-    "convnext": ({"vision_cfg": timm("test_convnext", 160, "", timm_proj="linear"), "text_cfg": TEXT}, 25, 0),
-    "convnext-mlp": (
-        {"vision_cfg": timm("test_convnext", 160, "", timm_proj="mlp"), "text_cfg": TEXT},
-        25,
-        0,
-    ),
-    "swin": ({"vision_cfg": timm("small_swin", 64, "", timm_proj="linear"), "text_cfg": TEXT}, 16, 0),
-}
+PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
+# Families whose towers are one of the others': their texts alone differ.
+TEXT_ONLY = {"RoBERTa texts", "XLM-R texts", "mT5 texts", "NLLB texts"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def registered(tmp_path_factory):
-    """The small models, known to open_clip by name as its own are."""
-    folder = tmp_path_factory.mktemp("configurations")
-    for name, (config, _, _) in MODELS.items():
-        (folder / f"small-{name}.json").write_text(json.dumps({"embed_dim": 64, **config}))
-    open_clip.add_model_config(folder)
+    families.register(tmp_path_factory.mktemp("configurations"))
 
 
 @pytest.fixture(scope="module")
@@ -146,124 +36,148 @@ def encoders():
 @pytest.fixture
 def encoder(request, encoders):
     """The encoder of a small model, built once for the module."""
-    name = request.param
-    if name not in encoders:
-        spec = backbone.spec(f"small-{name}/random")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            model = backbone._build(open_clip.get_model_config(f"small-{name}"), name)
-            for parameter in model.parameters():  # so that no zero-initialised branch hides a mistake
-                parameter.data += 0.02 * torch.randn_like(parameter)
-        encoders[name] = DualEncoder(spec, model, None, lambda image: image)
-    return encoders[name]
+    if request.param not in encoders:
+        encoders[request.param] = families.build(request.param)
+    return encoders[request.param]
 
 
-def pixels(encoder, count=3):
-    """Coarse coloured checks: white noise would average out to the same embedding for every image."""
-    coarse = torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(2))
-    return torch.nn.functional.interpolate(coarse, size=encoder.images.image_size, mode="bilinear")
+every_family = pytest.mark.parametrize("encoder", FAMILIES, indirect=True)
 
 
-def token_ids(context=12):
-    """Three captions of 5, 8 and 12 tokens ended by the highest id, padded by 0."""
-    ids = torch.randint(3, END, (3, context), generator=torch.Generator().manual_seed(3))
-    lengths = [5, 8, 12]
-    for row, length in zip(ids, lengths, strict=True):
-        row[length - 1] = END
-        row[length:] = 0
-    return ids, lengths
+def of(*names):
+    return pytest.mark.parametrize("encoder", names, indirect=True)
 
 
-def apart(ours, own):
-    return float((ours - own).abs().max() / own.abs().max())
+def family(request):
+    return request.node.callspec.params["encoder"]
 
 
-every_model = pytest.mark.parametrize("encoder", MODELS, indirect=True)
+def shown(encoder, level):
+    return encoder.images_at(pictures(encoder), [level])[level]
 
 
-@every_model
+def read(encoder, level, ids, lengths):
+    return encoder.texts_at(frame(ids, lengths), [level])[level]
+
+
+@every_family
 @torch.no_grad()
-def test_pooled_images_from_cached_tokens_are_the_models_own(encoder):
-    images = pixels(encoder)
-    own = encoder.model.encode_image(images, normalize=False)
-    tokens, pooled = encoder.encode_images(images)
-    assert apart(own[1:2], own[0:1]) > 1e-3, "the test would not notice a constant"
-    assert apart(pooled, own) <= EXACT
-    assert apart(encoder.pool_images(tokens.clone()), own) <= EXACT
+def test_pooled_from_every_level_is_the_models_own(encoder, request):
+    images, (ids, lengths) = pictures(encoder), token_ids(encoder)
+    own_image = encoder.model.encode_image(encoder.scaled(images), normalize=False)
+    own_text = encoder.model.encode_text(ids, normalize=False)
+    for own in (own_image, own_text):
+        assert apart(own[1:2], own[0:1]) > 10 * EXACT, "the test would not notice a constant"
+    assert apart(shown(encoder, "pooled").pooled, own_image) <= EXACT
+    assert apart(read(encoder, "pooled", ids, lengths).pooled, own_text) <= EXACT
+    found = families.levels(family(request))
+    assert "tokens" in found
+    assert "pixels" in found
+    for level in found:
+        assert max(families.errors(encoder, level)) <= EXACT, level
 
 
-@every_model
-@torch.no_grad()
-def test_pooled_texts_from_cached_tokens_are_the_models_own(encoder):
-    ids, lengths = token_ids()
-    own = encoder.model.encode_text(ids, normalize=False)
-    features = encoder.encode_token_ids(ids, lengths)
-    assert apart(own[1:2], own[0:1]) > 1e-3, "the test would not notice a constant"
-    assert apart(features.pooled, own) <= EXACT
-    cached = [tokens.clone() for tokens in features.tokens]
-    assert apart(encoder.pool_texts(cached, features.pool_index), own) <= EXACT
-
-
-@every_model
+@every_family
 def test_features_have_the_shapes_the_spec_says(encoder, request):
-    _, tokens, prefix = MODELS[request.node.callspec.params["encoder"]]
-    spec = encoder.spec
-    features = encoder.encode_images(pixels(encoder, 1))
-    assert tuple(features.tokens.shape[1:]) == spec.image_shape
-    assert (spec.image_shape[0], spec.image_prefix) == (tokens, prefix)
-    assert spec.image_grid[0] * spec.image_grid[1] + spec.image_prefix == tokens
-    texts = encoder.encode_token_ids(*token_ids())
-    assert all(rows.shape[1] == spec.text_dim for rows in texts.tokens)
-    assert features.pooled.shape[1] == texts.pooled.shape[1] == spec.pooled_dim
-    assert spec.context_length == 12
-    encoder.check()
+    name = family(request)
+    for level in families.levels(name):
+        spec = backbone.spec(f"{families.slug(name)}/random", level=level)
+        again = DualEncoder(spec, encoder.model, None, encoder.transform)
+        features, texts = again.encode_images(pictures(encoder)), again.encode_token_ids(*token_ids(encoder))
+        assert tuple(features.tokens.shape[1:]) == spec.image_shape
+        assert all(rows.shape[1] == spec.text_dim for rows in texts.tokens)
+        assert all(len(rows) == len(spans) for rows, spans in zip(texts.tokens, texts.spans, strict=True))
+        if level == "pixels":
+            assert (features.pooled, texts.pooled, spec.pooled_dim) == (None, None, 0)
+            assert features.tokens.dtype == texts.tokens[0].dtype == torch.uint8
+        else:
+            assert features.pooled.shape[1] == texts.pooled.shape[1] == spec.pooled_dim
+            assert (spec.image_shape[0], spec.image_prefix) == (FAMILIES[name].tokens, FAMILIES[name].prefix)
+            assert spec.image_grid[0] * spec.image_grid[1] + spec.image_prefix == FAMILIES[name].tokens
+        again.check()
 
 
-@every_model
+@every_family
 @torch.no_grad()
-def test_a_row_does_not_depend_on_its_batch(encoder):
-    images, (ids, lengths) = pixels(encoder), token_ids()
-    together, texts = encoder.encode_images(images), encoder.encode_token_ids(ids, lengths)
-    for row in range(3):
-        alone = encoder.encode_images(images[row : row + 1])
-        assert apart(alone.pooled[0], together.pooled[row]) <= EXACT
-        assert apart(alone.tokens[0], together.tokens[row]) <= EXACT
-        text = encoder.encode_token_ids(ids[row : row + 1], lengths[row : row + 1])
-        assert apart(text.pooled[0], texts.pooled[row]) <= EXACT
-        assert apart(text.tokens[0], texts.tokens[row]) <= EXACT
+def test_a_row_does_not_depend_on_its_batch(encoder, request):
+    images, (ids, lengths) = pictures(encoder), token_ids(encoder)
+    for level in families.levels(family(request)):
+        together, texts = shown(encoder, level), read(encoder, level, ids, lengths)
+        for row in range(3):
+            alone = encoder.images_at(images[row : row + 1], [level])[level]
+            text = read(encoder, level, ids[row : row + 1], lengths[row : row + 1])
+            assert apart(alone.tokens[0].float(), together.tokens[row].float()) <= EXACT
+            assert apart(text.tokens[0].float(), texts.tokens[row].float()) <= EXACT
+            if level != "pixels":
+                assert apart(alone.pooled[0], together.pooled[row]) <= EXACT
+                assert apart(text.pooled[0], texts.pooled[row]) <= EXACT
 
 
-@pytest.mark.parametrize(
-    ("encoder", "stored", "pooled"),
-    [
-        ("clip-vit", [5, 8, 12], [4, 7, 11]),  # the end token
-        ("metaclip2", [5, 8, 12], [4, 7, 11]),
-        ("mobileclip-s", [5, 8, 12], [4, 7, 11]),
-        ("siglip", [6, 9, 12], [5, 8, 11]),  # the last position: a pad, unless the caption fills the context
-        ("coca", [6, 9, 13], [5, 8, 12]),  # an appended CLS
-    ],
-    indirect=["encoder"],
-)
-def test_valid_tokens_and_the_pooled_one_are_kept(encoder, stored, pooled):
-    features = encoder.encode_token_ids(*token_ids())
-    assert [len(tokens) for tokens in features.tokens] == stored
-    assert [len(spans) for spans in features.spans] == stored
-    assert features.pool_index == pooled
-
-
-@pytest.mark.parametrize(
-    ("encoder", "trims"),
-    [("clip-vit", True), ("metaclip2", True), ("siglip", False), ("coca", False), ("mobileclip-s", False)],
-    indirect=["encoder"],
-)
-def test_padding_is_left_out_only_where_that_is_exact(encoder, trims):
-    assert encoder.texts.trims is trims
-
-
-@pytest.mark.parametrize("encoder", ["clip-vit", "convnext", "swin", "clip-resnet", "mobileclip-s"], indirect=True)
+@every_family
 @torch.no_grad()
-def test_patches_are_row_by_row(encoder):
-    """A change in one corner moves the token of that corner most."""
+def test_several_levels_of_one_pass_are_those_of_each_alone(encoder, request):
+    levels = ["pooled", "regions", *families.levels(family(request))]
+    images, (ids, lengths) = pictures(encoder), token_ids(encoder)
+    together, texts = encoder.images_at(images, levels), encoder.texts_at(frame(ids, lengths), levels)
+    assert set(together) == set(texts) == set(levels)
+    for level in levels:
+        alone, text = shown(encoder, level), read(encoder, level, ids, lengths)
+        for one, other in ((together[level].tokens, alone.tokens), (together[level].pooled, alone.pooled)):
+            assert (one is None and other is None) or torch.equal(one, other)
+        assert (texts[level].spans, texts[level].pool_index) == (text.spans, text.pool_index)
+        for one, other in zip(texts[level].tokens or (), text.tokens or (), strict=True):
+            assert torch.equal(one, other)
+
+
+@of("CLIP ViT", "SigLIP", "EVA02")
+def test_several_levels_take_one_pass_and_deep_ones_alone_less(encoder):
+    calls = []
+    hooks = [block.register_forward_hook(lambda *_: calls.append(1)) for block in encoder.images.modules]
+    encoder.images_at(pictures(encoder), ["tokens", "pooled", "block:-1", "block:-2"])
+    assert len(calls) == encoder.images.blocks
+    encoder.images.enter(encoder.scaled(pictures(encoder)), 2)
+    assert len(calls) == 2 * encoder.images.blocks - 2
+    for hook in hooks:
+        hook.remove()
+
+
+@every_family
+@torch.no_grad()
+def test_patches_are_the_models_own_map_row_by_row(encoder, request):
+    """Against `forward_intermediates`, whose maps are channels first: of the last states, and of those that enter
+    the last block, which left the one before it."""
+    visual, pixels = encoder.model.visual, encoder.scaled(pictures(encoder))
+    if FAMILIES[family(request)].config["vision_cfg"].get("timm_model_name") == "small_fastvit":
+        maps = [visual.trunk.forward_features(pixels)]  # its intermediates end before the last convolution
+    elif type(visual).__name__ == "ModifiedResNet":
+        maps = visual.forward_intermediates(pixels, indices=1, intermediates_only=True)["image_intermediates"]
+    else:
+        # CoCa's and CLIPA's last states come before the final norm, which is not the width of CoCa's patches.
+        normed = getattr(encoder.images, "normed", True) and encoder.images.blocks > 0
+        options = {"intermediates_only": True, "output_fmt": "NCHW"}
+        last = visual.forward_intermediates(pixels, indices=1, normalize_intermediates=normed, **options)
+        maps = last["image_intermediates"]
+        if encoder.images.blocks:
+            before = visual.forward_intermediates(pixels, indices=[encoder.images.blocks - 2], **options)
+            states = encoder.images.enter(pixels, 1)[:, encoder.images.prefix :]
+            assert torch.equal(states, before["image_intermediates"][0].flatten(2).transpose(1, 2))
+    states = encoder.images.states(pixels)[:, FAMILIES[family(request)].prefix :]
+    # Hierarchical trunks norm their map once more before the head pools it: the place of a patch is held here,
+    # its values by the pooled embedding.
+    own = maps[-1].flatten(2).transpose(1, 2)
+    assert own.shape == states.shape
+    if encoder.images.blocks:
+        assert torch.equal(states, own)
+    else:
+        near = torch.nn.functional.normalize(own[0] - own[0].mean(0), dim=1)
+        ours = torch.nn.functional.normalize(states[0] - states[0].mean(0), dim=1)
+        places = (ours @ near.T).argmax(dim=1)
+        assert torch.equal(places, torch.arange(len(places)))
+
+
+@of("CLIP ViT", "SigLIP", "PE-Core", "ConvNeXt", "Swin", "CLIP ResNet", "MobileCLIP-S")
+@torch.no_grad()
+def test_a_change_in_one_corner_moves_that_corner_most(encoder):
     size = encoder.images.image_size[0]
     base = torch.zeros(1, 3, size, size)
     changed = base.clone()
@@ -276,51 +190,98 @@ def test_patches_are_row_by_row(encoder):
     assert patches[0, -1] > patches[-1, 0]
 
 
-@pytest.mark.parametrize("encoder", ["convnext"], indirect=True)
+VALID = [5, 8, 12]
+FULL = [12, 12, 12]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "stored", "pooled", "deep"),
+    [
+        ("CLIP ViT", VALID, [4, 7, 11], VALID),  # the end token
+        ("MetaCLIP 2", VALID, [4, 7, 11], VALID),
+        ("MobileCLIP-S", VALID, [4, 7, 11], FULL),
+        ("SigLIP", [6, 9, 12], [5, 8, 11], FULL),  # the last position: a pad, unless the caption fills the context
+        ("CLIPA", [6, 9, 12], [5, 8, 11], FULL),
+        ("CoCa", [6, 9, 13], [5, 8, 12], FULL),  # an appended CLS, which has no id
+        ("RoBERTa texts", VALID, [-1, -1, -1], VALID),
+        ("NLLB texts", VALID, [0, 0, 0], VALID),
+    ],
+    indirect=["encoder"],
+)
+def test_what_is_kept_of_a_caption(encoder, stored, pooled, deep):
+    """Valid tokens and the pooled one; deeper, all that the rest of the tower needs."""
+    ids, lengths = token_ids(encoder)
+    features = read(encoder, "tokens", ids, lengths)
+    assert [len(tokens) for tokens in features.tokens] == stored
+    assert features.pool_index == pooled
+    for level in ["pixels", *(["block:-2"] if encoder.texts.blocks else [])]:
+        features = read(encoder, level, ids, lengths)
+        assert [len(tokens) for tokens in features.tokens] == deep
+        assert all(spans[length:] == [(-1, -1)] * (len(spans) - length)
+                   for spans, length in zip(features.spans, lengths, strict=True))  # fmt: skip
+        wanted = {"SigLIP": [11] * 3, "CLIPA": [11] * 3, "CoCa": [-1] * 3}
+        if len(set(deep)) == 1:
+            expected = next((wanted[name] for name in wanted if encoder.spec.backbone.startswith(
+                f"open_clip:{families.slug(name)}")), pooled)  # fmt: skip
+            assert features.pool_index == expected
+
+
+@every_family
+@torch.no_grad()
+def test_padding_is_dropped_only_where_that_is_exact(encoder):
+    """Other pads change the states of words exactly in the towers that are said to attend to padding."""
+    ids, lengths = token_ids(encoder)
+    if type(encoder.texts).__name__ == "HubTexts":
+        return  # padding is what the mask says it is
+    others = ids.clone()
+    for row, length in zip(others, lengths, strict=True):
+        row[length + 1 :] = 7  # CoCa sees the first
+    one, two = (encoder.texts.states(given) for given in (ids, others))
+    seen = max(apart(a[:length], b[:length]) for a, b, length in zip(one, two, lengths, strict=True))
+    masked = encoder.texts.cls  # CoCa's ids make the mask: other ids are no padding
+    assert (seen > EXACT) == (encoder.texts.attends and not masked)
+    assert encoder.texts.trims == (not encoder.texts.attends)
+
+
+@of("ConvNeXt")
 def test_a_fresh_encoder_pools_cached_tokens_without_having_seen_an_image(encoder):
-    tokens, pooled = encoder.encode_images(pixels(encoder))
+    tokens, pooled = encoder.encode_images(pictures(encoder))
     fresh = DualEncoder(encoder.spec, encoder.model, None, encoder.transform)
     assert apart(fresh.pool_images(tokens), pooled) <= EXACT
 
 
-class FakeHub(torch.nn.Module):
-    """The parts of a Hugging Face encoder that open_clip's HFTextEncoder uses."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding = torch.nn.Embedding(300, 32)
-        self.mix = torch.nn.Linear(32, 32)
-
-    def get_input_embeddings(self):
-        return self.embedding
-
-    def forward(self, input_ids, attention_mask):
-        mask = attention_mask[..., None]
-        states = self.embedding(input_ids)
-        mean = (states * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-        return towers._HiddenStates(torch.tanh(self.mix(states) + mean))
-
-
-@pytest.mark.parametrize("pooler", ["MeanPooler", "ClsLastHiddenStatePooler"])
+@of("CLIP ViT", "SigLIP", "PE-Core", "ConvNeXt", "CoCa")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_hugging_face_text_towers(pooler):
-    from open_clip import hf_model
-
-    text = hf_model.HFTextEncoder.__new__(hf_model.HFTextEncoder)
-    torch.nn.Module.__init__(text)
-    text.transformer, text.pooler = FakeHub(), getattr(hf_model, pooler)()
-    text.config = type("Config", (), {"pad_token_id": 0})()
-    text.context_length, text.output_tokens = 12, False
-    text.proj = torch.nn.Linear(32, 16, bias=False)
-    ids, lengths = token_ids()
-    tower = towers.text_tower(type("Model", (), {"text": text})())
-    states = tower.states(ids)
-    tokens = [rows[:length] for rows, length in zip(states, lengths, strict=True)]
-    assert apart(tower.pool(tokens, tower.pooled_position(ids)), text(ids)) <= EXACT
+def test_pooling_is_float32_under_autocast(encoder, dtype):
+    ids, lengths = token_ids(encoder)
+    with torch.autocast("cpu", dtype=dtype):
+        images, texts = shown(encoder, "tokens"), read(encoder, "tokens", ids, lengths)
+    assert images.pooled.dtype == texts.pooled.dtype == torch.float32
+    assert apart(images.pooled, shown(encoder, "tokens").pooled) > 1e-6, "nothing was cast"
+    # What the store keeps gives what it keeps beside it.
+    assert torch.equal(encoder.pool_images(images.tokens), images.pooled)
+    assert torch.equal(encoder.pool_texts(texts.tokens, texts.pool_index), texts.pooled)
 
 
-@pytest.mark.parametrize("encoder", ["clip-vit"], indirect=True)
+@of("CLIP ViT", "ConvNeXt", "RoBERTa texts", "SigLIP")
+@torch.no_grad()
+def test_no_images_and_no_captions_are_no_features(encoder, request):
+    for level in families.levels(family(request)):
+        texts = encoder.texts_at(frame(torch.zeros(0, 12, dtype=torch.int64), []), [level, "pooled"])
+        assert texts[level].tokens == []
+        assert tuple(texts["pooled"].pooled.shape) == (0, 64 if "SigLIP" not in family(request) else 48)
+        assert len(encoder.pool_texts_of(level, [], [])) == 0
+
+
+@of("CLIP ViT")
 def test_a_tower_that_computes_otherwise_is_refused(encoder, monkeypatch):
+    spec = backbone.spec(f"{families.slug('CLIP ViT')}/random", level="block:-1")
+    again = DualEncoder(spec, encoder.model, None, encoder.transform)
+    again.check()
+    monkeypatch.setattr(again.images, "leave", lambda states, k: states)
+    with pytest.raises(InputError, match=r"image block:-1 of .* do not give its own image embedding"):
+        again.check()
     monkeypatch.setattr(encoder.images, "pool", lambda tokens: tokens.mean(dim=1))
     with pytest.raises(InputError, match="do not give its own image embedding"):
         encoder.check()
@@ -333,8 +294,28 @@ def test_an_unknown_tower_is_refused():
         towers.text_tower(torch.nn.Linear(1, 1))
 
 
+@of("ConvNeXt", "CLIP ResNet")
+def test_a_tower_without_uniform_blocks_is_not_entered(encoder):
+    with pytest.raises(InputError, match="no uniform blocks"):
+        encoder.images.enter(torch.zeros(1, 3, *encoder.images.image_size), 1)
+    with pytest.raises(InputError, match="no uniform blocks"):
+        encoder.images.leave(torch.zeros(1, 4, 8), 1)
+
+
 def test_grid_follows_the_aspect_of_the_image():
     assert towers.grid_of(196, (224, 224)) == (14, 14)
     assert towers.grid_of(98, (112, 224)) == (7, 14)
     with pytest.raises(InputError, match="do not fill a grid"):
         towers.grid_of(7, (64, 64))
+
+
+def test_the_page_lists_the_families_that_are_tested_and_what_they_have():
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    listed = {cells[0]: cells for cells in rows if len(cells) == 7 and cells[0] not in ("family", "---")}
+    assert set(listed) == set(FAMILIES)
+    assert len(set(listed) - TEXT_ONLY) >= 10
+    for name, (_, models, image, text, padding, levels, error) in listed.items():
+        known = FAMILIES[name]
+        assert (models, image, text, padding) == (known.models, *known.pooling, known.padding)
+        assert levels == families.described(name)
+        assert float(error) <= EXACT

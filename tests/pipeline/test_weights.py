@@ -114,8 +114,9 @@ def test_a_tag_gives_weights_preprocessing_and_activation(tagged, trained):
         "mean": "0.5,0.5,0.5", "std": "0.25,0.25,0.25",
     }  # fmt: skip
     assert spec.extra == {"quick_gelu": "true", "quick_gelu_known_by": "tag"}
-    pixels = load_encoder(spec).preprocess(Image.new("RGB", (50, 20), (255, 255, 255)))
-    assert torch.equal(pixels, torch.full((3, 32, 32), 2.0))
+    encoder = load_encoder(spec)
+    pixels = encoder.preprocess(Image.new("RGB", (50, 20), (255, 255, 255)))
+    assert torch.equal(encoder.scaled(pixels), torch.full((3, 32, 32), 2.0))
     # What all tags of a model share holds for a checkpoint of one's own too.
     assert resolve(f"open_clip:small/{trained}").preprocess == spec.preprocess
 

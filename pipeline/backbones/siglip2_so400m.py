@@ -1,0 +1,7 @@
+"""SigLIP 2 So400m/16: open_clip:ViT-SO400M-16-SigLIP2-384/webli; 384 px, squash bicubic, mean and std 0.5."""
+
+from __future__ import annotations
+
+from ._alias import alias
+
+spec, load = alias("siglip2-so400m", "ViT-SO400M-16-SigLIP2-384/webli")
