@@ -9,7 +9,6 @@ files that are missing are kept as items, so that extraction lists them in the q
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from typing import Any
 
 from ...errors import InputError, UnknownName
 from ...stores.items import Item, Pair
-from ._files import Photo, photo_items, photo_pairs, require_folder
+from ._files import Photo, Told, photo_items, photo_pairs, read_json, require_folder
+from ._places import image_folders, locate
 
 INFO: dict[str, Any] = {
     "licence": "annotations CC BY 4.0; each image under its own Flickr licence",
@@ -56,43 +56,39 @@ def _letters(name: str) -> str:
     return re.split(r"[^a-z]", name, maxsplit=1)[0]
 
 
-def _photos(root: Path | None, split: str, limit: int | None) -> list[Photo]:
-    root = require_folder("coco", root)
+def files(root: Path | None, split: str) -> list[Path]:
+    """The files that say what the split holds."""
+    return [_choose(require_folder("coco", root), split)[1]]
+
+
+def _choose(root: Path, split: str) -> tuple[str, Path]:
+    """The full name of a split and its annotation file."""
     files = _annotation_files(root)
     names = [split] if split in files else [name for name in files if _letters(name) == split]
     if not names:
         raise UnknownName.among("split", split, {*files, *map(_letters, files)} - {""}, f"Looked in {root}.")
     if len(names) > 1:
         raise InputError(f"split '{split}' could be {' or '.join(names)}", f"Say which, e.g. --split {names[-1]}.")
-    file = files[names[0]]
-    images = _read(file, file.stat().st_mtime_ns)
-    folders = _image_folders(root, names[0])
+    return names[0], files[names[0]]
+
+
+def _photos(root: Path | None, split: str, limit: int | None) -> list[Photo]:
+    root = require_folder("coco", root)
+    name, file = _choose(root, split)
+    folders = image_folders(root, _labels(name))
     return [
-        Photo(_locate(folders, image.file), f"coco/{names[0]}/{image.file}", _captions(names[0], image))
-        for image in images[:limit]
+        Photo(
+            locate(folders, image.file),
+            f"coco/{name}/{image.file}",
+            tuple(Told(caption, f"coco/{name}/annotation {number}") for number, caption in image.captions),
+        )
+        for image in _read(file, file.stat().st_mtime_ns)[:limit]
     ]
 
 
-def _captions(split: str, image: _Image) -> tuple[tuple[object, str], ...]:
-    return tuple((caption, f"coco/{split}/annotation {number}") for number, caption in image.captions)
-
-
-def _image_folders(root: Path, name: str) -> list[Path]:
-    """Where images may lie, the most specific place first."""
+def _labels(name: str) -> tuple[str, str, str]:
     year = re.match(r"[a-z]+\d*", name)
-    labels = dict.fromkeys((name, year.group() if year else name, _letters(name)))
-    places = [base / label for label in labels if label for base in (root, root / "images")]
-    return [folder for folder in (*places, root / "images", root) if folder.is_dir()]
-
-
-def _locate(folders: list[Path], file: str) -> Path:
-    """The first place that has the image, also without 2014's prefix; the first place if none has."""
-    plain = re.sub(r"^COCO_[a-z]+2014_", "", file)
-    for folder in folders:
-        for name in (file, plain):
-            if (folder / name).is_file():
-                return folder / name
-    return folders[0] / file
+    return name, year.group() if year else name, _letters(name)
 
 
 @dataclass(frozen=True)
@@ -104,10 +100,7 @@ class _Image:
 @lru_cache(maxsize=2)
 def _read(file: Path, mtime_ns: int) -> tuple[_Image, ...]:
     """The images of an annotation file in its order, each with (annotation id, caption)."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file} is not a JSON file: {error}", "Download it again.") from None
+    data = read_json(file)
     names = _image_names(file, data)
     captions: dict[object, list[tuple[object, object]]] = {number: [] for number in names}
     for annotation in _rows(file, data, "annotations", ("image_id",)):

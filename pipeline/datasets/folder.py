@@ -8,13 +8,16 @@ Images without captions are extracted; text files without an image are not looke
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, UnknownName
+from ...stores.files import TRANSIENT
 from ...stores.items import Item, Pair
-from ._files import IMAGE_SUFFIXES, Photo, photo_items, photo_pairs, require_folder
+from .. import listing
+from ._files import IMAGE_SUFFIXES, Photo, Told, decoded, photo_items, photo_pairs, require_folder
 
 INFO: dict[str, Any] = {
     "licence": "that of your files",
@@ -37,7 +40,8 @@ def pairs(root: Path | None, split: str, limit: int | None = None) -> Iterator[P
 def splits(root: Path | None) -> list[str]:
     """The splits of `root`: its folders if `train`, `val` or `test` is among them, else `train` alone."""
     root = require_folder("folder", root)
-    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    with os.scandir(root) as entries:  # which knows what is a folder without asking the disk once a file
+        folders = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     return folders if set(folders) & set(INFO["splits"]) else ["train"]
 
 
@@ -46,26 +50,38 @@ def _photos(root: Path | None, split: str, limit: int | None) -> list[Photo]:
     known = splits(root)
     if split not in known:
         raise UnknownName.among("split", split, known, f"To add it, make a folder {root / split}.")
-    top = root / split if (root / split).is_dir() else root
-    images = sorted(path for path in top.rglob("*") if _is_image(path, top))
+    top = root / split if listing.is_dir(root / split) else root
+    images = sorted(listing.patiently(os.path.join(top, ""), lambda: list(_images(top))))
     if not images:
         raise InputError(f"no images in {top}", f"Known endings: {', '.join(sorted(IMAGE_SUFFIXES))}.")
-    return [_photo(path, path.relative_to(root).as_posix()) for path in images[:limit]]
+    above = top.relative_to(root).parts
+    return [_photo(top.joinpath(*parts), "/".join((*above, *parts)), told) for parts, told in images[:limit]]
 
 
-def _is_image(path: Path, top: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(top).parts)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not path.is_dir()
+def _images(top: Path) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """The path below `top` of each image that is not hidden, and whether there is a text of its name."""
+
+    def heard(error: OSError) -> None:
+        # A folder that may not be read is passed over; one whose share is gone must not be.
+        if error.errno in TRANSIENT or not os.path.exists(top):
+            raise error
+
+    for place, folders, names in os.walk(top, onerror=heard):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        parts, present = Path(place).relative_to(top).parts, set(names)
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                yield (*parts, name), f"{stem}.txt" in present
 
 
-def _photo(path: Path, name: str) -> Photo:
-    captions: list[tuple[object, str]] = []
-    beside = path.with_suffix(".txt")
-    if beside.is_file():
-        try:
-            lines = beside.read_text(encoding="utf-8-sig").split("\n")
-        except UnicodeDecodeError:
-            raise InputError(f"{beside} is not UTF-8 text", "Save it as UTF-8.") from None
-        label = Path(name).with_suffix(".txt").as_posix()
-        captions = [(line.strip(), f"{label}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+def _photo(path: Path, name: str, told: bool) -> Photo:
+    if not told:
+        return Photo(path, name, ())
+    beside, label = path.with_suffix(".txt"), Path(name).with_suffix(".txt").as_posix()
+    try:
+        lines = decoded(listing.patiently(beside, beside.read_bytes)).split("\n")
+    except OSError as error:
+        raise InputError(f"cannot read {beside}: {error.strerror or error}", "Check the file.") from None
+    captions = (Told(line.strip(), f"{label}:{number}") for number, line in enumerate(lines, 1) if line.strip())
     return Photo(path, name, tuple(captions))

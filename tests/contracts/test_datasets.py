@@ -2,45 +2,48 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from PIL import Image
+from dataset_roots import MAKERS
 
 from compal import registry
 from compal.errors import UnknownName
+from compal.pipeline.provenance import describe
 from compal.stores.items import Item, Pair
 
-COCO = Path(__file__).parent.parent / "data" / "coco"
 NAMES = registry.names("datasets")
 LIMIT = 3
 
 
-def make_root(name, folder):
-    """A small root for a dataset of files, None for one that needs none. A new dataset of files adds a row."""
-    if name == "coco":
-        return COCO
-    if name not in ("folder", "table"):
-        return None
-    for number in range(LIMIT + 1):
-        Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"caption {number}\nanother {number}\n")
-    rows = [f"{number}.png,caption {number}" for number in range(LIMIT + 1)]
-    (folder / "captions.csv").write_text("\n".join(["image,caption", *rows]))
-    return folder if name == "folder" else folder / "captions.csv"
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """Nothing is left in the user's own cache of Hugging Face datasets."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub-cache")
 
 
 @pytest.fixture(params=NAMES)
 def dataset(request, tmp_path):
     """(module, root, a split it has)."""
     module = registry.load("datasets", request.param)
-    root = make_root(request.param, tmp_path)
+    folder = tmp_path / "root"
+    folder.mkdir()
+    root = MAKERS[request.param](folder)
     splits = module.splits(root) if hasattr(module, "splits") else module.INFO["splits"]
     return module, root, splits[0]
 
 
+def test_every_dataset_has_a_maker():
+    assert set(NAMES) == set(MAKERS)
+
+
 def test_the_known_datasets_are_collected():
     assert {"coco", "folder", "shapes", "table"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_of_datasets_names_it(name):
+    page = (registry.ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    assert f"\n| `{name}` |" in page
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,6 +56,21 @@ def test_info(dataset):
     assert {"licence", "revision", "citation", "splits"} <= set(info)
     assert info["splits"]
     assert all(isinstance(split, str) for split in info["splits"])
+
+
+def test_where_pairs_come_from(dataset):
+    module, root, split = dataset
+    data = module.__name__.rpartition(".")[2] + (f":{root}" if root else "")
+    info = describe(data, split, 7)
+    assert set(info) == {"dataset", "split", "limit", "licence", "revision", "citation"}
+    assert all(info[name] for name in info)
+    assert not any(str(root) in value for value in info.values()), "no place of this machine"
+    assert describe(data, split, 7) == info
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_licence_is_known_without_importing(name):
+    assert registry.licence("datasets", name) == registry.load("datasets", name).INFO["licence"]
 
 
 def test_items_have_keys_kinds_and_sources(dataset):
@@ -103,7 +121,7 @@ def test_an_unknown_split_is_named(dataset):
 def test_loading_needs_no_torch(name):
     code = (
         f"import sys\nfrom compal import registry\nregistry.load('datasets', {name!r})\n"
-        "heavy = {'torch', 'open_clip', 'pyarrow'} & set(sys.modules)\nassert not heavy, heavy"
+        "heavy = {'torch', 'open_clip', 'pyarrow', 'datasets'} & set(sys.modules)\nassert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
