@@ -1,0 +1,1 @@
+"""Methods that make hard-negative captions, one file each; see docs/negatives.md."""
