@@ -14,8 +14,8 @@ setup: .venv/.ready
 demo: setup  ## the whole pipeline on the embedded world
 	$(BIN)/compal demo
 
-test: setup
-	$(BIN)/python -m pytest
+test: setup  ## a process per core; each file stays in one, as its tests share what they load
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 nightly: setup  ## the tests with 10,000 fuzzed inputs in place of 500
 	COMPAL_FUZZ=10000 $(BIN)/python -m pytest tests/stores

@@ -17,34 +17,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import registry
-from .errors import InputError, MissingFeatures, UnknownName
+from .errors import InputError, UnknownName
+from .pipeline.naming import dataset_name as dataset_name
+from .pipeline.naming import default_splits as default_splits
+from .pipeline.naming import pairs_of
 from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .align.fit import Progress, RunResult
-    from .align.recipe import FitConfig
     from .align.scorer import Scorer
     from .eval.results import ResultRow
     from .eval.sources import Sources
-    from .pipeline.extract import ExtractConfig, Preview, Summary
+    from .pipeline.extract import ExtractConfig, Summary
+    from .pipeline.job import Listing
+    from .pipeline.preview import Preview
     from .stores.spec import FeatureSpec
     from .stores.store import Store
 
 Ticker = Callable[[str, int, int], None]
-DATA_SUFFIXES = (".jsonl", ".csv", ".parquet")
-
-
-def dataset_name(data: str) -> str:
-    """`--data` as a user types it → NAME[:ROOT]: a path to a table or a folder needs no name in front."""
-    name, _ = registry.split_argument(data)
-    if name in registry.names("datasets") or ("." in name and ("/" not in data) and not Path(data).exists()):
-        return data
-    path = Path(data).expanduser()
-    if path.is_dir():
-        return f"folder:{data}"
-    if path.suffix in DATA_SUFFIXES:
-        return f"table:{data}"
-    return data
+Named = Sequence[str | Path]
 
 
 def extract(
@@ -52,47 +43,64 @@ def extract(
     data: str = "shapes",
     splits: Sequence[str] = (),
     *,
-    level: str = "tokens",
+    level: str | Sequence[str] = "tokens",
     dtype: str = "float16",
+    precision: str = "float32",
+    jpeg: str = "exact",
+    segments: str = "",
+    negatives: Named = (),
     limit: int | None = None,
     config: ExtractConfig | None = None,
     workspace: Workspace | None = None,
     progress: Ticker | None = None,
 ) -> list[Summary]:
-    """Extract splits of a dataset (all the dataset needs for fitting by default) into one store; one summary each.
+    """Extract splits of a dataset (all the dataset needs for fitting by default) into a store for each level; a
+    summary for each split and level.
 
+    level      one, or several: each image is then decoded once and each pass made once for all of them
+    precision  of the forward pass: float32, or bfloat16 or float16 by autocast
+    jpeg       exact, or reduced: JPEGs are decoded at a half, a quarter or an eighth where they stay twice as large
+               as the tower's pictures
+    segments   a segmenter (`compal ls segmenters`) of captions that come without segments
+    negatives  tables of `compal negatives` (files, or how names begin), whose captions are extracted and paired too
     What the workspace's remotes hold is pulled instead of computed (`config.remotes` says which are asked).
-    Writes the pairs tables that `fit` reads. Raises what `pipeline.extract.extract_dataset` raises.
+    Writes the pairs tables that `fit` reads. Raises what `pipeline.extract.extract_listing` raises.
     """
-    from .pipeline.encoder import resolve
-    from .pipeline.extract import extract_dataset
+    from .pipeline.extract import extract_listing
+    from .pipeline.levels import resolve_levels
 
     workspace = workspace or Workspace.find()
-    data = dataset_name(data)
-    spec = resolve(backbone, level, dtype)
+    with workspace.used():
+        specs = resolve_levels(backbone, level, dtype, precision, jpeg, segments)
     config = config or _asking(workspace)
     return [
-        extract_dataset(data, split, spec, workspace, config, limit, progress)
-        for split in splits or default_splits(data, workspace)
+        summary
+        for listing in _listings(data, splits, workspace, limit, segments, negatives)
+        for summary in extract_listing(listing, specs, workspace, config, progress)
     ]
+
+
+def _listings(
+    data: str, splits: Sequence[str], workspace: Workspace, limit: int | None, segments: str, negatives: Named
+) -> list[Listing]:
+    from .pipeline.extract import listing_of
+
+    data = dataset_name(data)
+    names = splits or default_splits(data, workspace)
+    return [listing_of(data, split, workspace, limit, segments, negatives) for split in names]
 
 
 def item_keys(data: str, splits: Sequence[str] = (), workspace: Workspace | None = None) -> set[str]:
     """The keys of a dataset's images and captions; what `extract` asks remotes for."""
+    from .pipeline import listing as listings
+
     workspace = workspace or Workspace.find()
     data = dataset_name(data)
     name, root = workspace.dataset(data)
     module = registry.load("datasets", name)
-    return {item.key for split in splits or default_splits(data, workspace) for item in module.items(root, split, None)}
-
-
-def default_splits(data: str, workspace: Workspace) -> list[str]:
-    """train and validation where the dataset has them (its first split where it has neither)."""
-    from .pipeline.extract import splits
-
-    found = splits(data, workspace)
-    fitting = [split for split in found if split in ("train", "validation", "val", "train2017", "val2017")]
-    return fitting or found[:1]
+    with listings.use(workspace.path / "listing.sqlite"):
+        wanted = splits or default_splits(data, workspace)
+        return {item.key for split in wanted for item in module.items(root, split, None)}
 
 
 def preview(
@@ -100,23 +108,40 @@ def preview(
     data: str = "shapes",
     splits: Sequence[str] = (),
     *,
-    level: str = "tokens",
+    benchmark: str = "",
+    sources: Sources | None = None,
+    level: str | Sequence[str] = "tokens",
     dtype: str = "float16",
+    precision: str = "float32",
+    jpeg: str = "exact",
+    segments: str = "",
+    negatives: Named = (),
     limit: int | None = None,
     config: ExtractConfig | None = None,
     workspace: Workspace | None = None,
-) -> Preview:
-    """What `extract` would do; nothing is written and no weights are run."""
-    from .pipeline.encoder import resolve
-    from .pipeline.extract import preview as preview_items
+    timed: bool = False,
+) -> list[Preview]:
+    """What `extract`, or `extract_benchmark` where a benchmark is named, would do at each level; nothing is written.
+
+    timed  say also how long: from earlier parts of the store, or else from a short pass with the weights
+    """
+    from .pipeline import listing as listings
+    from .pipeline.job import Job
+    from .pipeline.levels import resolve_levels
+    from .pipeline.plan import unique_items
+    from .pipeline.preview import preview_levels
 
     workspace = workspace or Workspace.find()
-    data = dataset_name(data)
-    name, root = workspace.dataset(data)
-    module = registry.load("datasets", name)
-    spec = resolve(backbone, level, dtype)
-    wanted = (item for split in splits or default_splits(data, workspace) for item in module.items(root, split, limit))
-    return preview_items(wanted, spec, workspace.find_store(spec), config)
+    with workspace.used():
+        specs = resolve_levels(backbone, level, dtype, precision, jpeg, segments)
+    if benchmark:
+        found = [_of_benchmark(benchmark, sources, segments)]
+    else:
+        found = _listings(data, splits, workspace, limit, segments, negatives)
+    job = Job(tuple(specs), tuple(map(workspace.find_store, specs)), config or _asking(workspace))
+    with workspace.used(), listings.use(workspace.path / "listing.sqlite", patience=found[0].patience(job.config)):
+        items = unique_items(item for listing in found for item in listing.items())
+        return preview_levels(found[0].segmented(items, *job.folders, keep=False), job, timed)
 
 
 def extract_benchmark(
@@ -124,22 +149,36 @@ def extract_benchmark(
     benchmark: str,
     sources: Sources,
     *,
-    level: str = "tokens",
+    level: str | Sequence[str] = "tokens",
     dtype: str = "float16",
+    precision: str = "float32",
+    jpeg: str = "exact",
+    segments: str = "",
     config: ExtractConfig | None = None,
     workspace: Workspace | None = None,
     progress: Ticker | None = None,
-) -> Summary:
-    """Extract the images and captions of a benchmark: what `compal eval NAME --extract` adds."""
-    from .pipeline.encoder import resolve
-    from .pipeline.extract import extract as extract_items
+) -> list[Summary]:
+    """Extract the images and captions of a benchmark, what `compal eval NAME --extract` adds; a summary for each
+    level."""
+    from .pipeline.extract import extract_listing
+    from .pipeline.levels import resolve_levels
 
     workspace = workspace or Workspace.find()
-    spec = resolve(backbone, level, dtype)
-    module = registry.load("benchmarks", benchmark)
-    sources.check_split(benchmark, module.INFO)
-    config = config or _asking(workspace)
-    return extract_items(module.items(sources), spec, workspace.find_store(spec), config, progress)
+    with workspace.used():
+        specs = resolve_levels(backbone, level, dtype, precision, jpeg, segments)
+    listing = _of_benchmark(benchmark, sources, segments)
+    return extract_listing(listing, specs, workspace, config or _asking(workspace), progress)
+
+
+def _of_benchmark(benchmark: str, sources: Sources | None, segments: str) -> Listing:
+    """How to list a benchmark's items again; a split that it does not have is refused here."""
+    from .eval.sources import Sources
+    from .pipeline.job import Listing
+
+    sources = sources or Sources()
+    sources.check_split(benchmark, registry.load("benchmarks", benchmark).INFO)
+    root, images = (str(path.absolute()) if path else "" for path in (sources.root, sources.images))
+    return Listing("", sources.split or "", sources.limit, segments, benchmark, root, images, sources.allow_missing)
 
 
 def _asking(workspace: Workspace) -> ExtractConfig:
@@ -156,34 +195,30 @@ def open_store(
     workspace: Workspace | None = None,
     remote: str = "",
 ) -> Store:
-    """The workspace's store of a backbone's features. Raises `MissingFeatures` if it is not there.
+    """The workspace's store of a backbone's features, or the store whose folder is called `backbone`.
+
+    One of another precision, scale of JPEGs or segmenter is taken where it is the only one. Raises `MissingFeatures` if
+    there is none, `InputError` if there are several.
 
     With `remote` (a name of compal.toml, or a URL) the store is read where it lies: samples by ranged GETs,
     what is fetched whole kept in `workspace/cache`.
     """
-    from .pipeline.encoder import resolve
-
     workspace = workspace or Workspace.find()
     if remote:
+        from .pipeline.encoder import resolve
         from .stores.remotes.lazy import open_remote
 
         return open_remote(workspace.remote(remote), resolve(backbone, level, dtype).folder, workspace.path / "cache")
-    return store_of(resolve(backbone, level, dtype), workspace)
+    from .pipeline.stored import spec_named
+
+    return store_of(spec_named(backbone, level, dtype, workspace), workspace)
 
 
 def store_of(spec: FeatureSpec, workspace: Workspace, benchmark: str = "") -> Store:
-    """The store of a spec. Raises `MissingFeatures` naming the command that makes it, for a `benchmark` if given."""
-    from .stores.store import Store
+    """The store of a spec; see `pipeline.stored.store_of`."""
+    from .pipeline import stored
 
-    folder = workspace.find_store(spec)
-    if not (folder / "spec.json").is_file():
-        asked = "" if spec.level == "tokens" else f" --level {spec.level}"
-        asked += f" --benchmark {benchmark}, or add --extract" if benchmark else ""
-        raise MissingFeatures(
-            f"no features of {spec.backbone} at level '{spec.level}' in {workspace.stores}",
-            f"Make them: compal extract --backbone {spec.backbone}{asked}",
-        )
-    return Store.open(folder)
+    return stored.store_of(spec, workspace, benchmark)
 
 
 def fit(
@@ -207,43 +242,17 @@ def fit(
     from .align.fit import fit as fit_run
     from .align.recipe import load_recipe
     from .align.runs import run_name
-    from .pipeline.encoder import resolve
+    from .pipeline.stored import spec_named
 
     workspace = workspace or Workspace.find()
     data = dataset_name(data)
     config = load_recipe(recipe, settings)
-    train, validation = _pairs(workspace, backbone, data, config)
-    store = store_of(resolve(backbone), workspace)
+    spec = spec_named(backbone, "tokens", "float16", workspace)
+    named = spec.backbone if backbone == spec.folder else backbone
+    train, validation = pairs_of(data, config.data.train, config.data.validation, workspace, named)
+    store = store_of(spec, workspace)
     run = workspace.runs / (name or run_name(recipe, config, store.spec, data))
     return fit_run(config, store, train, validation, run, device, progress, resume)
-
-
-def _pairs(workspace: Workspace, backbone: str, data: str, config: FitConfig) -> tuple[Path, Path | None]:
-    """The pairs tables to fit and to validate on: the recipe's splits, else what this dataset calls them
-    (val, train2017, …). With a single split there is nothing to validate on."""
-    from .pipeline.extract import splits
-
-    known = splits(data, workspace)
-    train = _called(config.data.train, known, ("train2017", "train2014")) or (known[0] if len(known) == 1 else "")
-    validation = _called(config.data.validation, known, ("val", "val2017", "val2014"))
-    if not train:
-        raise UnknownName.among(f"split of {data}", config.data.train, known, "Choose one: --set data.train=SPLIT")
-
-    def table(split: str) -> Path:
-        path = workspace.pairs_path(data, split)
-        if not path.is_file():
-            raise MissingFeatures(
-                f"no pairs of {data}, split '{split}', in {workspace.pairs}",
-                f"Make them: compal extract --backbone {backbone} --data {data} --split {split}",
-            )
-        return path
-
-    return table(train), table(validation) if validation not in ("", train) else None
-
-
-def _called(split: str, known: Sequence[str], others: Sequence[str]) -> str:
-    """The split itself if the dataset has it, else the first of its usual other names; "" asked, or none, is ""."""
-    return next((name for name in (split, *others) if split and name in known), "")
 
 
 @dataclass(frozen=True)
@@ -320,14 +329,17 @@ def evaluate(
     from .eval.score import Options
     from .eval.score import evaluate as score
     from .eval.sources import Sources
-    from .pipeline.encoder import resolve
+    from .pipeline.stored import segmenter_of, spec_named
 
     workspace = workspace or Workspace.find()
     sources = sources or Sources()
     sources.check_split(benchmark, registry.load("benchmarks", benchmark).INFO)
-    spec = resolve(backbone, level)
+    spec = spec_named(backbone, level, "float16", workspace)
     if extract_missing:
-        extract_benchmark(backbone, benchmark, sources, level=level, workspace=workspace, progress=extracting)
+        from .pipeline.extract import extract_listing
+
+        listing = _of_benchmark(benchmark, sources, segmenter_of(spec))
+        extract_listing(listing, [spec], workspace, _asking(workspace), extracting)
     store = store_of(spec, workspace, benchmark)
     entries = scorers(store, heads, runs, workspace, device)
     named = {(labels or {}).get(entry.label, entry.label): entry for entry in entries}

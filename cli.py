@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from . import cli_share, options, registry
+from . import cli_extract, cli_negatives, cli_share, options, registry
+from .cli_extract import choose, sources_of
 from .cli_store import find_workspace, store_app
 from .errors import CompalError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from .eval.results import ResultRow
-    from .eval.sources import Sources
-    from .workspace import Workspace
 
 app = typer.Typer(
     help="Extract frozen dual-encoder features once, train alignment heads from the store, score benchmarks honestly.",
@@ -57,80 +55,8 @@ def _root(
     pass
 
 
-def _choose(workspace: Workspace, backbone: str, data: str | None = None) -> tuple[str, str]:
-    """The names to use, remembered for next time; says on stderr what was not given."""
-    chosen, origin = workspace.choose("backbone", backbone, "shapes-vit")
-    said = [] if origin == "given" else [f"--backbone {chosen} ({origin})"]
-    dataset = ""
-    if data is not None:
-        dataset, origin = workspace.choose("data", data, "shapes")
-        said += [] if origin == "given" else [f"--data {dataset} ({origin})"]
-    if said:
-        print(f"using {', '.join(said)}", file=sys.stderr)
-    return chosen, dataset
-
-
-@app.command(rich_help_panel="The three stages")
-def extract(
-    backbone: options.Backbone = "",
-    data: options.Data = "",
-    split: options.Splits = None,
-    benchmark: options.Benchmark = "",
-    root: options.Root = None,
-    images: options.Images = None,
-    allow_missing: options.AllowMissing = False,
-    level: options.Level = "tokens",
-    dtype: options.Dtype = "float16",
-    limit: options.Limit = None,
-    batch_size: options.BatchSize = 64,
-    workers: options.Workers = 2,
-    device: options.Device = "cpu",
-    no_remote: options.NoRemote = False,
-    dry_run: options.DryRun = False,
-    as_json: options.Json = False,
-    work: options.Work = None,
-) -> None:
-    """Run a frozen encoder once over images and captions and keep its features.
-
-    Writes WORKSPACE/stores/BACKBONE-LEVEL-FINGERPRINT and WORKSPACE/pairs.
-    Killed at any moment, the same command goes on where it was.
-    What another dataset, or a teammate (see `compal store push`), has extracted is not extracted again.
-
-    Example: compal extract --backbone open_clip:ViT-B-32-quickgelu --data coco:/data/coco --split val2017
-
-    Example: compal extract --backbone siglip2 --data captions.csv --dry-run
-    """
-    from . import api, console
-    from .pipeline.plan import ExtractConfig
-
-    workspace = find_workspace(work)
-    remotes = () if no_remote else tuple(workspace.remotes)
-    config = ExtractConfig(batch_size=batch_size, workers=workers, device=device, remotes=remotes)
-    if benchmark:
-        if data or split:
-            raise UsageError("--benchmark brings its own items", "Drop --data and --split, or --benchmark.")
-        chosen, _ = _choose(workspace, backbone)
-        sources = _sources(workspace, benchmark, root, images, allow_missing, None, limit)
-        with console.Ticking() as ticking:
-            done = [
-                api.extract_benchmark(
-                    chosen, benchmark, sources, level=level, dtype=dtype, config=config,
-                    workspace=workspace, progress=ticking.tick,
-                )
-            ]  # fmt: skip
-    else:
-        chosen, dataset = _choose(workspace, backbone, data)
-        asked: dict[str, Any] = {
-            "level": level, "dtype": dtype, "limit": limit, "config": config, "workspace": workspace,
-        }  # fmt: skip
-        if dry_run:
-            console.show_preview(api.preview(chosen, dataset, split or (), **asked), as_json)
-            return
-        with console.Ticking() as ticking:
-            done = api.extract(chosen, dataset, split or (), progress=ticking.tick, **asked)
-        workspace.remember(chosen, dataset)
-    workspace.remember(chosen)
-    console.show_summaries(done, as_json)
+app.command(rich_help_panel="The three stages")(cli_extract.extract)
+app.command(rich_help_panel="Data")(cli_negatives.negatives)
 
 
 @app.command(rich_help_panel="The three stages")
@@ -157,7 +83,7 @@ def fit(
     from . import api, console
 
     workspace = find_workspace(work)
-    chosen, dataset = _choose(workspace, backbone, data)
+    chosen, dataset = choose(workspace, backbone, data)
     with console.Fitting() as fitting:
         run = api.fit(
             recipe, chosen, dataset, settings=set_ or (), name=name, device=device, resume=resume,
@@ -200,8 +126,8 @@ def evaluate(
     from .eval import report as reporting
 
     workspace = find_workspace(work)
-    chosen, _ = _choose(workspace, backbone)
-    sources = _sources(workspace, benchmark, root, images, allow_missing, split, limit)
+    chosen, _ = choose(workspace, backbone)
+    sources = sources_of(workspace, benchmark, root, images, allow_missing, split, limit)
     with console.Ticking() as ticking:
         rows = api.evaluate(
             benchmark, heads=head or (), runs=run or (), backbone=chosen, level=level, sources=sources,
@@ -232,15 +158,6 @@ def report(
 
     rows: list[ResultRow] = load_results(path or find_workspace(work).path / "scores")
     print(reporting.render(rows, "json" if as_json else format_, by_category, drop or ()), end="")
-
-
-def _sources(
-    workspace: Workspace, benchmark: str, root: Path | None, images: Path | None, allow_missing: bool,
-    split: str | None, limit: int | None,
-) -> Sources:  # fmt: skip
-    from .eval.sources import Sources
-
-    return Sources(root or workspace.root_for(benchmark), images, allow_missing, split, limit)
 
 
 @app.command(rich_help_panel="Look")
@@ -293,6 +210,9 @@ def ls(
             listing[one] = {path.name: str(path) for path in found}
         else:
             listing[one] = {name: registry.summary(one, name) for name in registry.names(one)}
+        if one == "datasets":
+            for name in listing[one]:
+                listing[one][name] += f" Licence: {registry.licence(one, name)}."
     if as_json:
         from . import console
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from .align.fit import Progress, RunResult
-    from .pipeline.extract import Preview, Summary
+    from .pipeline.extract import Summary
+    from .pipeline.preview import Preview
     from .stores.verify import Problem
     from .workspace import Workspace
 
@@ -62,10 +63,28 @@ class Ticking(_Live):
 
     def __enter__(self) -> Ticking:
         super().__enter__()
+        self.begun: dict[str, tuple[float, int]] = {}
+        self.mfu = self.written = ""
         return self
 
     def tick(self, what: str, done: int, total: int) -> None:
-        self.show(PLURAL.get(what, what), done, total)
+        if what == "mfu":
+            self.mfu = f", MFU {done} %"
+            return
+        if what == "written":
+            self.written = f", {_size(done)} of {_size(total)} written"
+            return
+        label = PLURAL.get(what, what)
+        self.show(label, done, total, self._pace(label, done, total))
+
+    def _pace(self, label: str, done: int, total: int) -> str:
+        """Items a second of this run, the time left at that pace, and what else is known."""
+        started, before = self.begun.setdefault(label, (time.perf_counter(), done))
+        seconds = time.perf_counter() - started
+        if done <= before or seconds < 1:
+            return ""
+        rate = (done - before) / seconds
+        return f"{rate:,.1f} {label}/s, {_duration((total - done) / rate)} left{self.written}{self.mfu}"
 
 
 class Fitting(_Live):
@@ -93,37 +112,66 @@ def show_summaries(done: Sequence[Summary], as_json: bool) -> None:
         print_json([dataclasses.asdict(summary) for summary in done])
         return
     for summary in done:
-        print(
-            f"{summary.images:,} images and {summary.texts:,} captions extracted, {summary.reused:,} were there"
-            f" ({summary.seconds:.1f} s, {summary.forward_seconds:.1f} s of them forward)"
-        )
-        if summary.pulled:
-            print(
-                f"  {summary.pulled:,} came from a remote, which saved {summary.saved_seconds:.1f} s of forward passes"
-            )
-        for note in summary.notes:
-            print(f"  {note}")
-        if summary.truncated:
-            print(f"  {summary.truncated:,} captions were longer than the context and are flagged as truncated")
-        if summary.quarantined:
-            print(f"  {len(summary.quarantined):,} items could not be read and are in the quarantine:")
-            for item in summary.quarantined[:5]:
-                print(f"    {item.source}: {item.reason}")
-            if len(summary.quarantined) > 5:
-                print("    … the others: compal store info --json")
-    print(f"store  {done[-1].store}")
+        _show_summary(summary, len({one.level for one in done}) > 1)
+    for store in dict.fromkeys(summary.store for summary in done):
+        print(f"store  {store}")
 
 
-def show_preview(preview: Preview, as_json: bool) -> None:
+def _show_summary(summary: Summary, named: bool) -> None:
+    """A line of what was done at a level, `named` where there are several, and what there is to know besides."""
+    rate = (summary.images + summary.texts) / summary.seconds if summary.seconds else 0.0
+    print(
+        f"{f'{summary.level}: ' if named else ''}{summary.images:,} images and {summary.texts:,} captions extracted,"
+        f" {summary.reused:,} were there"
+        f" ({summary.seconds:.1f} s, {summary.forward_seconds:.1f} s of them forward, {rate:,.1f} items/s,"
+        f" {_size(summary.bytes)} written{f', MFU {summary.mfu:.0%}' if summary.mfu else ''})"
+    )
+    if summary.pulled:
+        print(f"  {summary.pulled:,} came from a remote, which saved {summary.saved_seconds:.1f} s of forward passes")
+    for note in summary.notes:
+        print(f"  {note}")
+    if summary.truncated:
+        print(f"  {summary.truncated:,} captions were longer than the context and are flagged as truncated")
+    if summary.quarantined:
+        print(f"  {len(summary.quarantined):,} items could not be read and are in the quarantine (try again: --retry):")
+        for item in summary.quarantined[:5]:
+            print(f"    {item.source}: {item.reason}")
+        if len(summary.quarantined) > 5:
+            print("    … the others: compal store info --json")
+
+
+def _size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+
+
+def show_previews(previews: Sequence[Preview], as_json: bool) -> None:
     """What an extraction would do."""
     if as_json:
-        print_json(dataclasses.asdict(preview))
+        print_json([dataclasses.asdict(preview) for preview in previews])
         return
-    print(
-        f"would extract {preview.images:,} images and {preview.texts:,} captions in {preview.parts:,} parts,"
-        f" about {preview.bytes / 2**20:,.1f} MiB; {preview.reused:,} are there"
-    )
-    print(f"store  {preview.store}")
+    for preview in previews:
+        print(
+            f"{f'{preview.level}: ' if len(previews) > 1 else ''}would extract {preview.images:,} images and"
+            f" {preview.texts:,} captions in {preview.parts:,} parts, about {_size(preview.bytes)};"
+            f" {preview.reused:,} are there"
+        )
+    timed = next((preview for preview in previews if preview.basis), None)
+    if timed:
+        print(f"time   {'' if timed.seconds is None else f'about {_duration(timed.seconds)}, from '}{timed.basis}")
+    for preview in previews:
+        print(f"store  {preview.store}")
+
+
+def _duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 90:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 def show_run(run: RunResult, as_json: bool) -> None:

@@ -46,6 +46,23 @@ Root = Annotated[Path | None, _option(WHAT, "The benchmark's files.")]
 Images = Annotated[Path | None, _option(WHAT, "The benchmark's photographs, if not below --root.")]
 AllowMissing = Annotated[bool, _option(WHAT, "Leave out and list items without a photograph.", "--allow-missing")]
 Level = Annotated[str, _option(WHAT, "Where the ladder is cut: pooled, tokens or regions.")]
+Levels = Annotated[
+    list[str] | None,
+    _option(
+        WHAT, "pooled, tokens, block:-K, pixels, regions[:grid]; several by comma, or repeat.", "--level",
+        show_default="tokens",
+    ),
+]  # fmt: skip
+Segments = Annotated[
+    str, _option(WHAT, "Segmenter of captions without segments; see `compal ls segmenters`.", show_default="dataset")
+]
+Negatives = Annotated[
+    list[str] | None,
+    _option(
+        WHAT, "Table of `compal negatives`, a file or a name, to extract and pair too; repeat for several.",
+        "--negatives",
+    ),
+]  # fmt: skip
 Dtype = Annotated[str, _option(WHAT, "On disk: float16, bfloat16 or float32.")]
 Limit = Annotated[int | None, _option(WHAT, "Take only the first so many.", min=1)]
 
@@ -68,9 +85,27 @@ ScoresPath = Annotated[Path | None, typer.Argument(help="Folder of scores.", sho
 Drop = Annotated[list[str] | None, _option(OUTPUT, "Row to leave out; repeat for several.")]
 
 Device = Annotated[str, _option(MACHINE, "torch device: cpu, cuda, cuda:1, mps.")]
-BatchSize = Annotated[int, _option(MACHINE, "Images or captions per forward pass.", min=1)]
-Workers = Annotated[int, _option(MACHINE, "Decoding threads.", min=1)]
-DryRun = Annotated[bool, _option(OUTPUT, "Say what would be done, in rows and bytes.", "--dry-run")]
+Devices = Annotated[
+    str,
+    _option(
+        MACHINE, "torch device: cpu, cuda, cuda:1, mps; auto is cpu, with torchrun or ray the GPUs if any.", "--device"
+    ),
+]
+BatchSize = Annotated[
+    str, _option(MACHINE, "Images or captions per forward pass: auto finds it by a short probe.", metavar="auto|N")
+]
+Workers = Annotated[
+    int | None, _option(MACHINE, "Decoding threads.", min=1, show_default="2, or all cores beside a GPU")
+]
+Precision = Annotated[str, _option(WHAT, "Of the forward pass: float32, bfloat16 or float16 (autocast).")]
+Jpeg = Annotated[str, _option(WHAT, "exact, or reduced: large JPEGs are decoded at a fraction of their scale.")]
+Compile = Annotated[bool, _option(MACHINE, "Send the towers through torch.compile.", "--compile")]
+Engine = Annotated[str, _option(MACHINE, "Who does the work; see `compal ls engines`.")]
+Processes = Annotated[int, _option(MACHINE, "How many processes the engine starts.", min=0, show_default="its choice")]
+Through = Annotated[str, _option(MACHINE, "Remote for the parts of --engine ray where machines share no disk.")]
+PatienceSeconds = Annotated[float, _option(MACHINE, "Seconds that a network share may be gone.", "--patience", min=0.0)]
+Retry = Annotated[bool, _option(WHAT, "Try items of the quarantine again.", "--retry")]
+DryRun = Annotated[bool, _option(OUTPUT, "Say what would be done, in parts, rows, bytes and time.", "--dry-run")]
 
 Kind = Annotated[
     str, typer.Argument(help="backbones, datasets, heads, losses, recipes, benchmarks, stores or runs; all if none.")

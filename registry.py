@@ -32,6 +32,9 @@ class Kind:
 KINDS = {
     "backbones": Kind("backbone", "pipeline/backbones", ("spec", "load")),
     "datasets": Kind("dataset", "pipeline/datasets", ("INFO", "items", "pairs")),
+    "segmenters": Kind("segmenter", "pipeline/segmenters", ("version", "segment")),
+    "engines": Kind("engine", "pipeline/engines", ("run",)),
+    "negatives": Kind("method of negatives", "pipeline/negatives", ("INFO", "Config", "generate")),
     "heads": Kind("head", "align/heads", ("Config", "build")),
     "losses": Kind("loss", "align/losses", ("Config", "loss")),
     "recipes": Kind("recipe", "align/recipes", (), ".toml"),
@@ -84,6 +87,19 @@ def summary(kind: str, name: str) -> str:
         first = text.splitlines()[0] if text else ""
         return first.lstrip("# ").strip()
     return (ast.get_docstring(ast.parse(text)) or "").split("\n", 1)[0].strip()
+
+
+def licence(kind: str, name: str) -> str:
+    """What the part's INFO says of its licence, read without importing it; "unknown" where it says nothing."""
+    for node in ast.parse(path(kind, name).read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Dict):
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if any(isinstance(target, ast.Name) and target.id == "INFO" for target in targets):
+            for key, value in zip(node.value.keys, node.value.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "licence" and isinstance(value, ast.Constant):
+                    return str(value.value)
+    return "unknown"
 
 
 def load(kind: str, name: str) -> ModuleType:

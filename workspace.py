@@ -26,6 +26,8 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -106,6 +108,26 @@ class Workspace:
         home = os.environ.get("COMPAL_HOME")
         return cls(Path(home).expanduser().resolve() if home else start / DEFAULT_FOLDER)
 
+    @classmethod
+    def in_use(cls) -> Workspace:
+        """The workspace that a caller works in (`used`), else that of the current folder."""
+        return _in_use.get() or cls.find()
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Meanwhile `in_use` is this one: what a name such as `run:ID` stands for lies here."""
+        token = _in_use.set(self)
+        try:
+            yield
+        finally:
+            _in_use.reset(token)
+
+    @classmethod
+    def around(cls, store: Path) -> Workspace:
+        """The workspace that a store lies in, if it has runs; else the one in use. A worker knows no more of it."""
+        path = store.absolute().parent.parent
+        return cls(path) if store.parent.name == "stores" and (path / "runs").is_dir() else cls.in_use()
+
     def at(self, path: Path) -> Workspace:
         """Another folder under the same settings."""
         return replace(self, path=Path(path).expanduser().resolve())
@@ -154,11 +176,13 @@ class Workspace:
 
     def pairs_path(self, data: str, split: str) -> Path:
         """The pairs table of one split of `NAME[:ROOT]`. Two roots of one dataset never share a table: the
-        folder's name ends in 8 digits of sha256(absolute root)."""
+        folder's name ends in 8 digits of sha256(absolute root), or of the name where the root lies on a hub."""
         name, root = self.dataset(data)
         slug = _slug(name.replace("_", "-"))
         if root is not None:
-            slug += "-" + hashlib.sha256(os.path.abspath(root).encode()).hexdigest()[:8]
+            here = Path(str(root).partition("?")[0])
+            place = os.path.abspath(root) if here.exists() or here.parent.is_dir() else str(root)
+            slug += "-" + hashlib.sha256(place.encode()).hexdigest()[:8]
         return self.pairs / slug / f"{_slug(split)}.parquet"
 
     @property
@@ -219,6 +243,9 @@ class Workspace:
         if remembered := getattr(self.state, what):
             return remembered, "used last"
         return fallback, "default"
+
+
+_in_use: ContextVar[Workspace | None] = ContextVar("workspace in use", default=None)
 
 
 def _settings(file: Path) -> Settings:

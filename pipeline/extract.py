@@ -1,4 +1,4 @@
-"""The one loop from items to a store: plan, ask the remotes, decode, encode, write, commit.
+"""From items to stores: plan, ask the remotes, let an engine's workers encode and write, commit.
 
 Every part is complete or absent, so a run that is killed goes on where it was by starting again, and ends in
 the same bytes. Nothing that is computed becomes visible to readers before the one commit at the end.
@@ -7,63 +7,48 @@ the same bytes. Nothing that is computed becomes visible to readers before the o
 from __future__ import annotations
 
 import itertools
-import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from .. import registry
-from ..errors import CompalError, SpecMismatch
+from ..errors import CompalError
 from ..stores.items import Item, Pair
-from ..stores.pairs import write_pairs
+from ..stores.pairs import read_info, write_pairs
 from ..stores.rows import Quarantined
 from ..stores.spec import FeatureSpec
 from ..stores.store import Store
 from ..workspace import Remote, Workspace
-from .decode import Decoder
-from .encoder import Encoder, load_encoder
-from .forward import Forward, encode_images, encode_texts
-from .plan import (
-    KINDS,
-    ExtractConfig,
-    Kind,
-    Known,
-    Nothing,
-    PlannedPart,
-    batches,
-    plan,
-    sample_bytes,
-    unique_items,
-)
+from . import listing as listings
+from . import negatives_table
+from .job import Job, Listing
+from .plan import KINDS, ExtractConfig, PlannedPart, Unit, plan_units, sample_bytes, stretches, unique_items
+from .provenance import describe
+from .regions import LEVELS
+from .segments import OWN
+from .segments import load as load_segmenter
 
-__all__ = [
-    "ExtractConfig",
-    "Preview",
-    "Progress",
-    "Summary",
-    "extract",
-    "extract_dataset",
-    "preview",
-    "splits",
-]
+if TYPE_CHECKING:
+    from .encoder import Encoder
+    from .units import Done
+
+__all__ = ["ExtractConfig", "Progress", "Summary", "extract", "extract_dataset", "extract_levels", "extract_listing"]
 
 
 class Progress(Protocol):
-    """Hears how many of the planned items of a kind, "image" or "text", are done, quarantined ones too; and
-    of "pull" how many bytes have come from a remote."""
+    """Hears how many of the planned items of a kind, "image" or "text", are done, quarantined ones too; of "pull"
+    how many bytes have come from a remote, of "written" how many have gone to the disk; and of "mfu" the percentage
+    of a GPU's peak that the passes reach."""
 
     def __call__(self, kind: str, done: int, total: int, /) -> None: ...
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What an extraction did.
+    """What an extraction did at one level. Levels of one pass share its seconds.
 
     store            the store's folder
     images, texts    how many this run encoded
@@ -71,10 +56,13 @@ class Summary:
     quarantined      the wanted items that cannot be read, found now or before
     truncated        how many of the captions encoded now were longer than the context
     seconds          of the whole run, wall clock
-    forward_seconds  of the forward passes, transfers included
+    forward_seconds  of the forward passes, transfers included, added up over processes
     pulled           how many of the wanted items came from remotes
     saved_seconds    of forward passes that those took where they were computed
-    notes            remotes that could not be asked and why, one line each
+    notes            remotes that could not be asked and why, batches that found no memory; one line each
+    level            as the spec says
+    bytes            of the files that were written
+    mfu              share of the GPU's peak that the passes reached; None where it is not known
     """
 
     store: Path
@@ -88,18 +76,9 @@ class Summary:
     pulled: int = 0
     saved_seconds: float = 0.0
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What an extraction would do: new parts, rows and bytes (ragged rows estimated), and what is there."""
-
-    store: Path
-    parts: int
-    images: int
-    texts: int
-    reused: int
-    bytes: int
+    level: str = ""
+    bytes: int = 0
+    mfu: float | None = None
 
 
 def extract(
@@ -110,43 +89,106 @@ def extract(
     progress: Progress | None = None,
     encoder: Encoder | None = None,
 ) -> Summary:
-    """Make the store in `folder` hold the features of `items`, and say what was done.
+    """Make the store in `folder` hold the features of `items`, and say what was done; see `extract_levels`."""
+    return extract_levels(items, Job((spec,), (folder,), config or ExtractConfig()), progress, encoder)[0]
 
-    `encoder` is loaded from the spec if none is given and something is left to encode. Unreadable items are
-    listed in the quarantine and stop nothing. What `config.remotes` hold is pulled instead of computed; one that
-    fails is named in the summary's notes. Raises `SpecMismatch` if the folder holds features of another
-    spec, `InputError` for features that are not finite, a full or read-only disk, no memory; complete parts
-    are kept in every case, and on KeyboardInterrupt too.
+
+def extract_levels(
+    items: Iterable[Item], job: Job, progress: Progress | None = None, encoder: Encoder | None = None
+) -> list[Summary]:
+    """Make the stores of a job hold the features of `items`, each image decoded and each pass made once for all
+    levels that lack it; a summary for each level.
+
+    Captions without segments get those of the listing's segmenter, which the stores keep. `encoder` is loaded from
+    the specs if none is given and something is left to encode; one that is given stays in this process, whatever
+    engine the job names. Unreadable items are listed in the quarantine and stop nothing. What
+    `config.remotes` hold is pulled instead of computed; one that fails is named in the notes. Raises `SpecMismatch`
+    if a folder holds features of another spec, `InputError` for features that are not finite, a full or read-only
+    disk, no memory for one item; complete parts are kept in every case, and on KeyboardInterrupt too.
     """
+    wanted = _segmented(unique_items(items), job)
+    later = [spec for spec in job.specs if spec.level in LEVELS and LEVELS[spec.level].pooled]
+    if not later or len(later) == len(job.specs):
+        return _extract(wanted, job, progress, encoder)
+    # What is pooled from cached tokens comes when these are committed.
+    found: dict[str, Summary] = {}
+    for specs in ([spec for spec in job.specs if spec not in later], later):
+        folders = tuple(folder for spec, folder in zip(job.specs, job.folders, strict=True) if spec in specs)
+        own = replace(job, specs=tuple(specs), folders=folders)
+        found |= {summary.level: summary for summary in _extract(wanted, own, progress, encoder)}
+    return [found[spec.level] for spec in job.specs]
+
+
+def _segmented(wanted: list[Item], job: Job) -> list[Item]:
+    """The items with the segments of the listing's segmenter, which are then in all stores of the job."""
+    if job.listing is None or job.listing.segments in ("", OWN):
+        return wanted
+    load_segmenter(job.listing.segments)  # one that does not exist makes no store
+    for spec, folder in zip(job.specs, job.folders, strict=True):
+        Store.create(folder, spec)
+    return list(job.listing.segmented(wanted, *job.folders))
+
+
+def _extract(wanted: Sequence[Item], job: Job, progress: Progress | None, encoder: Encoder | None) -> list[Summary]:
     started = time.perf_counter()
-    config = config or ExtractConfig()
-    wanted = unique_items(items)
-    store = Store.create(folder, spec)
-    parts = _plan_and_recover(wanted, store, config)
-    asked = _ask(config.remotes, [part for part in parts if not store.part_done(part.name)], store, progress)
-    if asked.pulled:
-        store = Store.open(folder)
-        parts = plan(wanted, store, config)
-    todo = [part for part in parts if not store.part_done(part.name)]
-    counts = _Counts(parts, todo, progress)
-    if todo:
-        forward = Forward(encoder or load_encoder(spec, config.device), spec, config.device, config.batch_size)
-        _encode(todo, store, forward, config, counts)
-    store.commit(part.name for part in parts)
+    stores = [Store.create(folder, spec) for spec, folder in zip(job.specs, job.folders, strict=True)]
+    units = _plan_and_recover(wanted, stores, job.config)
+    asked = [_ask(job.config.remotes, _todo(units, store), store, progress) for store in stores]
+    if any(one.pulled for one in asked):
+        stores = [Store.open(folder) for folder in job.folders]
+        units = plan_units(wanted, stores, job.config)
+    todo = [_todo(units, store) for store in stores]
+    counts = _Counts(units, todo, stores, progress)
+    if counts.left:
+        _run(replace(job, items=counts.left), units, counts, encoder)
+    for store in stores:
+        store.commit(part.name for unit in units for part in unit.parts.get(store.spec.level, ()))
+    seconds = time.perf_counter() - started
+    return [
+        _summary(store, parts, wanted, pulled, counts, seconds)
+        for store, parts, pulled in zip(stores, todo, asked, strict=True)
+    ]
+
+
+def _run(job: Job, units: Sequence[Unit], counts: _Counts, encoder: Encoder | None) -> None:
+    if encoder is None:
+        registry.load("engines", job.config.engine).run(job, units, counts.report, counts.tick)
+        return
+    from .work import Worker
+
+    Worker(job, encoder).run(units, counts.report, counts.tick)
+
+
+def _summary(
+    store: Store, todo: Sequence[PlannedPart], wanted: Sequence[Item], asked: _Asked, counts: _Counts, seconds: float
+) -> Summary:
     wanted_keys = {item.key for item in wanted}
     quarantined = [item for item in store.quarantined() if item.key in wanted_keys]
+    refused = {item.key for item in quarantined}
+    encoded = {
+        kind: sum(item.key not in refused for part in todo if part.kind == kind for item in part.items)
+        for kind in KINDS
+    }
+    names = {part.name for part in todo}
+    reports = [done for done in counts.done if store.spec.level in counts.levels[done.unit]]
+    forward = sum(done.forward_seconds for done in reports)
+    seen = [done for done in reports if done.peak and done.kind == "image" and done.forward_seconds]
+    ideal, spent = sum(done.flops / done.peak for done in seen), sum(done.forward_seconds for done in seen)
     return Summary(
         store=store.path,
-        images=counts.encoded["image"],
-        texts=counts.encoded["text"],
-        reused=len(wanted) - len(quarantined) - sum(counts.encoded.values()) - asked.pulled,
+        images=encoded["image"],
+        texts=encoded["text"],
+        reused=len(wanted) - len(quarantined) - sum(encoded.values()) - asked.pulled,
         quarantined=quarantined,
-        truncated=counts.truncated,
-        seconds=time.perf_counter() - started,
-        forward_seconds=forward.seconds if todo else 0.0,
+        truncated=sum(done.truncated for done in reports),
+        seconds=seconds,
+        forward_seconds=forward,
         pulled=asked.pulled,
         saved_seconds=asked.saved_seconds,
-        notes=tuple(asked.notes),
+        notes=tuple(dict.fromkeys([*asked.notes, *(note for done in reports for note in done.notes)])),
+        level=store.spec.level,
+        bytes=sum(part.bytes for part in store.parts if part.name in names),
+        mfu=ideal / spent if ideal else None,
     )
 
 
@@ -185,123 +227,73 @@ def _ask(remotes: Sequence[Remote], todo: Sequence[PlannedPart], store: Store, p
     return asked
 
 
-def _plan_and_recover(wanted: Sequence[Item], store: Store, config: ExtractConfig) -> list[PlannedPart]:
-    """The plan, after making complete parts of an interrupted run with another plan part of the store."""
-    parts = plan(wanted, store, config)
-    left = store.uncommitted()
-    if set(left) <= {part.name for part in parts}:
-        return parts
-    store.commit(left)
-    return plan(wanted, store, config)
+def _plan_and_recover(wanted: Sequence[Item], stores: Sequence[Store], config: ExtractConfig) -> list[Unit]:
+    """The plan, after making complete parts of an interrupted run with another plan part of the stores."""
+    units = plan_units(wanted, stores, config)
+    changed = False
+    for store in stores:
+        left = store.uncommitted()
+        # What goes through a remote is listed there too, and that has not seen what is complete here.
+        planned = {part.name for unit in units for part in unit.parts.get(store.spec.level, ())}
+        if (left and config.through) or not set(left) <= planned:
+            store.commit(left)
+            changed = True
+    return plan_units(wanted, stores, config) if changed else units
 
 
-def _encode(
-    todo: Sequence[PlannedPart], store: Store, forward: Forward, config: ExtractConfig, counts: _Counts
-) -> None:
-    """Encode and write each part. Decoding runs ahead of the forward pass, writing behind it."""
-    images = [part for part in todo if part.kind == "image"]
-    texts = [part for part in todo if part.kind == "text"]
-    size = config.batch_size
-    with _Writer() as writer:
-        if images:
-            regions, pinned = forward.spec.level == "regions", forward.device.type == "cuda"
-            with Decoder(forward.encoder.preprocess, config.workers, regions, pinned) as decoder:
-                decoded = decoder.decode(batch for part in images for batch in batches(part.items, size))
-                for part in images:
-                    own, before = itertools.islice(decoded, -(-len(part.items) // size)), forward.seconds
-                    rows, refused = encode_images(part, own, forward, counts.tick("image"))
-                    writer.put(store.write_images, part.name, rows, refused, _provenance(forward, before))
-                    counts.encoded["image"] += len(rows.keys)
-        for part in texts:
-            before = forward.seconds
-            text_rows, refused = encode_texts(part, forward, counts.tick("text"))
-            writer.put(store.write_texts, part.name, text_rows, refused, _provenance(forward, before))
-            counts.encoded["text"] += len(text_rows.keys)
-            counts.truncated += sum(text_rows.truncated)
-
-
-def _provenance(forward: Forward, before: float) -> dict[str, str | int | float]:
-    """What was at work on a part, and for how long: a teammate who pulls it saves that."""
-    seconds = round(forward.seconds - before, 3)
-    return {**forward.provenance, "forward_seconds": seconds, "hardware": _hardware(forward.device)}
-
-
-@cache
-def _hardware(device: torch.device) -> str:
-    """The name of the GPU, or of the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux, or a processor that does not say
-        return platform.processor() or platform.machine()
+def _todo(units: Sequence[Unit], store: Store) -> list[PlannedPart]:
+    """The parts that a store lacks."""
+    parts = (part for unit in units for part in unit.parts.get(store.spec.level, ()))
+    return [part for part in parts if not store.part_done(part.name)]
 
 
 class _Counts:
-    """What was done, for the progress and the summary."""
+    """What was done, for the progress and the summary.
 
-    def __init__(self, parts: Sequence[PlannedPart], todo: Sequence[PlannedPart], progress: Progress | None) -> None:
-        self.encoded: dict[Kind, int] = {"image": 0, "text": 0}
-        self.truncated = 0
-        self._total = {kind: sum(len(part.items) for part in parts if part.kind == kind) for kind in self.encoded}
-        left = {kind: sum(len(part.items) for part in todo if part.kind == kind) for kind in self.encoded}
-        self._done = {kind: self._total[kind] - left[kind] for kind in self.encoded}
+    left    how many items are to be encoded, at whatever level
+    done    the reports of units
+    levels  that each unit serves
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        todo: Sequence[Sequence[PlannedPart]],
+        stores: Sequence[Store],
+        progress: Progress | None,
+    ) -> None:
+        self.done: list[Done] = []
+        self.levels = {unit.name: set(unit.parts) for unit in units}
+        self._total: dict[str, int] = dict.fromkeys(KINDS, 0)
+        left: dict[str, int] = dict.fromkeys(KINDS, 0)
+        names = {part.name for parts in todo for part in parts}
+        for unit in units:
+            self._total[unit.kind] += len(unit.items)
+            runs = (items for items, parts in stretches(unit) if any(part.name in names for part in parts.values()))
+            left[unit.kind] += sum(map(len, runs))
+        self._done: dict[str, int] = {kind: self._total[kind] - left[kind] for kind in KINDS}
+        self.left = sum(left.values())
+        self._bytes = sum(
+            len(part.items) * sample_bytes(part.kind, part.items, store.spec)
+            for parts, store in zip(todo, stores, strict=True)
+            for part in parts
+        )
         self._progress = progress
 
-    def tick(self, kind: Kind) -> Callable[[int], None]:
-        """A function that adds to what is done of a kind."""
+    def tick(self, kind: str, count: int) -> None:
+        """Add to what is done of a kind."""
+        self._done[kind] += count
+        if self._progress:
+            self._progress(kind, min(self._done[kind], self._total[kind]), self._total[kind])
 
-        def add(count: int) -> None:
-            self._done[kind] += count
-            if self._progress:
-                self._progress(kind, self._done[kind], self._total[kind])
-
-        return add
-
-
-class _Writer:
-    """Writes one part while the next one is encoded; at most two parts are in memory."""
-
-    def __enter__(self) -> _Writer:
-        self._pool = ThreadPoolExecutor(1, "write")
-        self._last: Future[None] | None = None
-        return self
-
-    def put(self, write: Callable[..., None], *arguments: object) -> None:
-        """Wait for the part before, raising what it raised, and hand over this one."""
-        if self._last:
-            self._last.result()
-        self._last = self._pool.submit(write, *arguments)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # A part that is encoded is written even if the run ends here: it need not be encoded again.
-        self._pool.shutdown(wait=True)
-        if self._last and kind is None:
-            self._last.result()
-
-
-def preview(items: Iterable[Item], spec: FeatureSpec, folder: Path, config: ExtractConfig | None = None) -> Preview:
-    """What `extract` would do, without writing anything. Raises `SpecMismatch` as `extract` does."""
-    config = config or ExtractConfig()
-    wanted = unique_items(items)
-    store: Known = Nothing(spec)
-    done: Callable[[str], bool] = lambda _: False
-    if (folder / "spec.json").is_file():
-        opened = Store.open(folder)
-        store, done = opened, opened.part_done
-    if store.spec != spec:
-        raise SpecMismatch(f"{folder} holds features of another spec", f"Use the folder {spec.folder}.")
-    parts = [part for part in plan(wanted, store, config) if not done(part.name)]
-    rows = {kind: [item for part in parts if part.kind == kind for item in part.items] for kind in KINDS}
-    return Preview(
-        store=folder,
-        parts=len(parts),
-        images=len(rows["image"]),
-        texts=len(rows["text"]),
-        reused=len(wanted) - len(rows["image"]) - len(rows["text"]),
-        bytes=sum(len(some) * sample_bytes(kind, some, spec) for kind, some in rows.items()),
-    )
+    def report(self, done: Done) -> None:
+        """Keep what became of a unit."""
+        self.done.append(done)
+        if self._progress:
+            written = sum(one.bytes for one in self.done)
+            self._progress("written", written, max(self._bytes, written))
+            if done.peak and done.flops and done.forward_seconds:
+                self._progress("mfu", round(100 * done.flops / done.peak / done.forward_seconds), 100)
 
 
 def extract_dataset(
@@ -313,19 +305,66 @@ def extract_dataset(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Extract one split of a dataset, `NAME[:ROOT]`, into the workspace's store of `spec`, and write its
-    table of pairs, `workspace.pairs_path(data, split)`. Pairs of quarantined items are left out of the table.
+    """Extract one split of a dataset, `NAME[:ROOT]`, at one level; see `extract_listing`."""
+    listing = listing_of(data, split, workspace, limit)
+    return extract_listing(listing, [spec], workspace, config, progress)[0]
 
-    `limit` takes the first images only. Raises `UnknownName` for a dataset or split that does not exist, and
-    what the dataset and `extract` raise.
-    """
+
+def listing_of(
+    data: str,
+    split: str,
+    workspace: Workspace,
+    limit: int | None = None,
+    segments: str = "",
+    negatives: Sequence[str | Path] = (),
+) -> Listing:
+    """How to list a split of `NAME[:ROOT]`, the root made absolute. Raises what `negatives_table.find` raises."""
+    tables = dict.fromkeys(str(negatives_table.find(workspace, str(table)).resolve()) for table in negatives)
     name, root = workspace.dataset(data)
-    dataset = registry.load("datasets", name)
-    folder = workspace.find_store(spec)
-    summary = extract(dataset.items(root, split, limit), spec, folder, config, progress)
-    refused = {item.key for item in summary.quarantined}
-    write_pairs(workspace.pairs_path(data, split), _without(dataset.pairs(root, split, limit), refused))
-    return summary
+    if root is not None and root.exists():  # else a name of the dataset's own, or its error to raise
+        root = root.absolute()
+    data = name if root is None else f"{name}:{root}"
+    return Listing(data, split, limit, segments, negatives=tuple(tables))
+
+
+def extract_listing(
+    listing: Listing,
+    specs: Sequence[FeatureSpec],
+    workspace: Workspace,
+    config: ExtractConfig | None = None,
+    progress: Progress | None = None,
+) -> list[Summary]:
+    """Extract a split of a dataset, or a benchmark, into the workspace's stores of `specs`; of a dataset write also
+    its table of pairs, `workspace.pairs_path(data, split)`, without those of quarantined items. Tables of negatives
+    that have none for its captions, or that the former table had, are named in the notes.
+
+    Raises `UnknownName` for a dataset or split that does not exist, and what the dataset and `extract_levels` raise.
+    """
+    folders = tuple(workspace.find_store(spec) for spec in specs)
+    job = Job(tuple(specs), folders, config or ExtractConfig(), listing)
+    with listings.use(workspace.path / "listing.sqlite", create=True, patience=listing.patience(job.config)):
+        summaries = extract_levels(listing.items(), job, progress)
+        if listing.data:
+            refused = {item.key for summary in summaries for item in summary.quarantined}
+            notes = tuple(_write_pairs(listing, workspace.pairs_path(listing.data, listing.split), refused))
+            summaries[0] = replace(summaries[0], notes=(*summaries[0].notes, *notes))
+    return summaries
+
+
+def _write_pairs(listing: Listing, path: Path, refused: set[str]) -> Iterator[str]:
+    """Write a split's table of pairs; yields what there is to know of its negatives."""
+    former, names = "", ", ".join(Path(table).stem for table in listing.negatives)
+    with suppress(CompalError):  # a damaged table is about to be written anew
+        former = read_info(path).get("negatives", "") if path.is_file() else ""
+    said = {"negatives": names} if names else {}
+    info = describe(listing.data, listing.split, listing.limit) | said
+    write_pairs(path, _without(listing.pairs(), refused), info)
+    where = f"split '{listing.split}' of {listing.data}"
+    if gone := set(former.split(", ")) - set(names.split(", ")) - {""}:
+        yield f"the pairs of {where} no longer have the negatives of {', '.join(sorted(gone))}: add --negatives"
+    for table in listing.negatives:
+        if negatives_table.shares_none(Path(table), path):
+            yield f"{where} has no caption of the table of negatives {Path(table).stem}"
 
 
 def _without(pairs: Iterable[Pair], refused: set[str]) -> Iterator[Pair]:

@@ -1,13 +1,18 @@
-"""The forward pass: decoded batches and captions through a backbone, into the rows of a part."""
+"""The forward pass: pixels and captions through a backbone, and its features on their way to the host.
+
+One pass serves all levels that are asked for. A pass that finds no memory is repeated in halves. On a GPU features
+travel behind the next pass: what `images` and `texts` return is waited for when its `result` is asked.
+"""
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
-from typing import Any
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,178 +20,280 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError, UsageError
-from ..stores.dtypes import STORED
-from ..stores.items import Item
-from ..stores.rows import ImageRows, Quarantined, TextRows
 from ..stores.spec import FeatureSpec
-from .decode import DecodedBatch, Unreadable, read_caption
-from .encoder import Encoder, TextFeatures
-from .plan import PlannedPart, batches
-from .regions import text_spans
+from .encoder import Encoder, ImageFeatures, TextFeatures, load_encoder
 
 Array = NDArray[Any]
-Tick = Callable[[int], None]
+T = TypeVar("T")
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 # None: no autocast, the weights' own float32.
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Besides torch.OutOfMemoryError: what the CPU allocator, MPS, cuBLAS and cuDNN say.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "_ALLOC_FAILED")
 
 
 class Forward:
-    """A backbone on a device at its spec's precision.
+    """A backbone on a device, at the levels and the precision of its specs.
 
     encoder     what computes the features
-    batch_size  the most images or texts of one pass
-    seconds     time spent so far in forward passes, transfers included
+    specs       by level
+    batch_size  the most images or texts of one pass; halved where there is no memory for it
+    seconds     time spent so far in passes, transfers included
+    notes       what the user should know of the passes, one line each
     """
 
-    def __init__(self, encoder: Encoder, spec: FeatureSpec, device: str, batch_size: int) -> None:
-        if spec.precision not in PRECISIONS:
+    def __init__(self, encoder: Encoder, specs: Sequence[FeatureSpec], device: str, batch_size: int) -> None:
+        self.precision = next((spec.precision for spec in specs if spec.rung != "pixels"), "float32")
+        if self.precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
-            raise UsageError(f"no precision '{spec.precision}' for a forward pass", f"Known: {known}.")
-        self.encoder, self.spec, self.batch_size = encoder, spec, batch_size
+            raise UsageError(f"no precision '{self.precision}' for a forward pass", f"Known: {known}.")
+        self.encoder, self.batch_size = encoder, batch_size
+        self.specs = {spec.level: spec for spec in specs}
         self.device = torch.device(device)
         self.seconds = 0.0
+        self.notes: list[str] = []
+        self._others: dict[str, Encoder] = {}
 
     @property
     def provenance(self) -> dict[str, str | int]:
         """What was at work, for the record of a part; none of it is part of the store's identity."""
         return {"device": str(self.device), "batch_size": self.batch_size, "torch": torch.__version__}
 
-    @contextmanager
-    def _pass(self, count: int) -> Iterator[None]:
+    # --- images and texts ----------------------------------------------------------------------------
+
+    def images(self, pixels: Tensor, levels: Sequence[str], names: Sequence[str]) -> Flight[Levels]:
+        """Pixels (B, C, H, W) → by level the tokens (B, P, D), None where it keeps none, and pooled (B, E), stored
+        dtype.
+
+        `result` raises `InputError` naming the image whose features are not finite or overflow the stored dtype,
+        `images` for features of another shape than the spec's, and where one image finds no memory.
+        """
+        computed = [level for level in levels if self.specs[level].rung != "pixels"]
+
+        def run(here: slice) -> dict[str, Sent]:
+            features = self._images_at(pixels[here].to(self.device, non_blocking=True), computed) if computed else {}
+            return {level: self._sent(level, found, names[here]) for level, found in features.items()}
+
+        halves = self._passes(len(pixels), run if computed else lambda _: {})
+
+        def result() -> Levels:
+            found = {level: _joined([half[level].result() for half in halves]) for level in computed}
+            pictures = [level for level in levels if level not in found]
+            return found | {level: (_pictures(pixels, self.specs[level]), None) for level in pictures}
+
+        return Flight(self, result)
+
+    def texts(self, captions: Any, levels: Sequence[str], names: Sequence[str]) -> Flight[dict[str, Columns]]:
+        """Captions, or what the encoder's `tokenize` made of them → by level what is stored of each; raises as
+        `images` does."""
+        count = len(names)
+
+        def run(here: slice) -> dict[str, tuple[TextFeatures, Sent]]:
+            some = captions[here] if isinstance(captions, list) else taken(captions, range(*here.indices(count)))
+            features = self._texts_at(some, levels)
+            return {level: (found, self._sent_texts(level, found, names[here])) for level, found in features.items()}
+
+        halves = self._passes(count, run)
+
+        def result() -> dict[str, Columns]:
+            found = {level: Columns() for level in levels}
+            for half in halves:
+                for level, (features, sent) in half.items():
+                    found[level].add(features, *sent.result())
+            return found
+
+        return Flight(self, result)
+
+    def _images_at(self, pixels: Tensor, levels: Sequence[str]) -> dict[str, ImageFeatures]:
+        if hasattr(self.encoder, "images_at"):
+            found: dict[str, ImageFeatures] = self.encoder.images_at(pixels, levels)
+            return found
+        own = {id(encoder): encoder for encoder in map(self._encoder, levels)}
+        features = {key: encoder.encode_images(pixels) for key, encoder in own.items()}
+        return {level: _cut(features[id(self._encoder(level))], self.specs[level]) for level in levels}
+
+    def _texts_at(self, captions: Any, levels: Sequence[str]) -> dict[str, TextFeatures]:
+        if hasattr(self.encoder, "texts_at"):
+            if isinstance(captions, list):
+                captions = self.encoder.tokenize(captions)  # type: ignore[attr-defined]
+            found: dict[str, TextFeatures] = self.encoder.texts_at(captions, levels)
+            return found
+        own = {id(encoder): encoder for encoder in map(self._encoder, levels)}
+        features = {key: encoder.encode_texts(captions) for key, encoder in own.items()}
+        return {level: _cut(features[id(self._encoder(level))], self.specs[level]) for level in levels}
+
+    def _encoder(self, level: str) -> Encoder:
+        """The encoder that gives a level, of a backbone that gives one at a time: any of them knows the pooled."""
+        rung = self.specs[level].rung
+        if level == self.encoder.spec.level or rung in ("pooled", "regions"):
+            return self.encoder
+        if level not in self._others:
+            self._others[level] = load_encoder(plain(self.specs[level]), str(self.device))
+        return self._others[level]
+
+    # --- passes and memory ---------------------------------------------------------------------------
+
+    def _passes(self, count: int, run: Callable[[slice], T]) -> list[T]:
+        """`run` on runs of at most `batch_size` of `count` rows; halved, and repeated, where memory is short."""
         started = time.perf_counter()
-        precision = PRECISIONS[self.spec.precision]
-        autocast = torch.autocast(self.device.type, dtype=precision, enabled=precision is not None)
+        results: list[T] = []
+        start = 0
         try:
-            with torch.inference_mode(), autocast:
-                yield
-        except torch.OutOfMemoryError:
-            cure = f"Choose a batch size below {self.batch_size}."
-            raise InputError(f"{self.device} has no memory for a batch of {count}", cure) from None
+            while start < count:
+                size = min(self.batch_size, count - start)
+                done = self._attempt(run, slice(start, start + size))
+                if done:
+                    results += done
+                    start += size
+                else:
+                    self._halve(size)
         finally:
             self.seconds += time.perf_counter() - started
+        return results
 
-    def images(self, batch: DecodedBatch) -> tuple[Array | None, Array]:
-        """The tokens (V, P, D), None where the level keeps none, and pooled (V, E) of V views, stored dtype.
+    def _attempt(self, run: Callable[[slice], T], here: slice) -> list[T]:
+        """[what `run` gives], or nothing where memory is short: the error, which holds on to it, is gone then."""
+        try:
+            with self.passing():
+                return [run(here)]
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return []
 
-        Raises `InputError` naming the image whose features are not finite or overflow the stored dtype, and
-        for features of another shape than the spec's.
-        """
-        names = [_name(item) for item, views in zip(batch.items, batch.views, strict=True) for _ in range(views)]
-        tokens, pooled = [], []
-        start = 0
-        for pixels in torch.split(batch.pixels, self.batch_size):
-            here = names[start : start + len(pixels)]
-            start += len(pixels)
-            with self._pass(len(pixels)):
-                features = self.encoder.encode_images(pixels.to(self.device, non_blocking=True))
-                pooled.append(self._pooled(features.pooled, here))
-                if self.spec.level == "tokens":
-                    tokens.append(self._tokens(features.tokens, here, self.spec.image_shape))
-        return (np.concatenate(tokens) if tokens else None), np.concatenate(pooled)
+    def _halve(self, size: int) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if size == 1:
+            cure = "Choose another --device, a smaller backbone, or --precision bfloat16."
+            raise InputError(f"{self.device} has no memory for a batch of 1", cure)
+        self.batch_size = max(1, size // 2)
+        self.notes = [f"{self.device} had no memory for a batch of {size}: the batch size is {self.batch_size} since"]
 
-    def texts(self, captions: Sequence[str], names: Sequence[str]) -> tuple[TextFeatures, list[Array], Array]:
-        """What the backbone says of C captions, their token states (L_i, D) where the level keeps them, and
-        their pooled (C, E), stored dtype. Raises `InputError` as `images` does."""
-        with self._pass(len(captions)):
-            features = self.encoder.encode_texts(captions)
-            pooled = self._pooled(features.pooled, names)
-            if self.spec.level != "tokens" or not captions:
-                return features, [], pooled
-            lengths = [len(tokens) for tokens in features.tokens or ()]
-            owners = [name for name, length in zip(names, lengths, strict=True) for _ in range(length)]
-            # One transfer for the batch: a copy per caption costs more than the copies.
-            flat = torch.cat(list(features.tokens)) if features.tokens else None
-            states = self._tokens(flat, owners, (self.spec.text_dim,))
-        return features, np.split(states, list(accumulate(lengths))[:-1]), pooled
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """What every pass runs in: no gradients, and autocast where the spec's precision says so."""
+        precision = PRECISIONS[self.precision]
+        autocast = torch.autocast(self.device.type, dtype=precision, enabled=precision is not None)
+        with torch.inference_mode(), autocast:
+            yield
 
-    def _tokens(self, tokens: Tensor | None, names: Sequence[str], shape: Sequence[int]) -> Array:
-        found = None if tokens is None else tuple(tokens.shape[1:])
-        if tokens is None or found != tuple(shape):
-            what = f"{self.spec.backbone} gives token states of {found}, its spec says {tuple(shape)}"
-            raise InputError(what, "The backbone's spec() and load() must agree.")
-        return self._stored(tokens, names)
+    # --- to the host ---------------------------------------------------------------------------------
 
-    def _pooled(self, pooled: Tensor, names: Sequence[str]) -> Array:
-        if self.spec.normalized:
+    def _sent(self, level: str, features: ImageFeatures, names: Sequence[str]) -> Sent:
+        spec = self.specs[level]
+        dense = spec.keeps_tokens and not spec.ragged_images
+        tokens = self._on_the_way(_checked(features.tokens, spec, spec.image_shape), spec, names) if dense else None
+        return Sent(tokens, self.pooled(features.pooled, spec, names))
+
+    def _sent_texts(self, level: str, features: TextFeatures, names: Sequence[str]) -> Sent:
+        spec = self.specs[level]
+        if not spec.keeps_tokens or spec.rung == "regions":
+            return Sent(None, self.pooled(features.pooled, spec, names))
+        lengths = [len(tokens) for tokens in features.tokens or ()]
+        owners = [name for name, length in zip(names, lengths, strict=False) for _ in range(length)]
+        # One transfer for the batch: a copy per caption costs more than the copies.
+        flat = torch.cat(list(features.tokens)) if features.tokens else None
+        states = self._on_the_way(_checked(flat, spec, (spec.text_dim,)), spec, owners)
+        return Sent(states, self.pooled(features.pooled, spec, names), lengths)
+
+    def pooled(self, pooled: Tensor | None, spec: FeatureSpec, names: Sequence[str]) -> OnTheWay | None:
+        """Pooled vectors (N, E) on their way to the host, normalised if the spec says so; None where it keeps none."""
+        if spec.pooled_dim == 0 or pooled is None:
+            return None
+        if spec.normalized:
             pooled = torch.nn.functional.normalize(pooled.float(), dim=-1)
-        return self._stored(pooled, names)
+        return self._on_the_way(pooled, spec, names)
 
-    def _stored(self, values: Tensor, names: Sequence[str]) -> Array:
-        """Cast where the features are, so that half the bytes travel; refuse at once what the store would
-        refuse at the end of the part."""
-        cast = values.to(DTYPES.get(self.spec.dtype, torch.float32))
+    def _on_the_way(self, values: Tensor, spec: FeatureSpec, names: Sequence[str]) -> OnTheWay:
+        """Cast where the features are, so that half the bytes travel, and start the copy."""
+        if not values.is_floating_point():
+            return OnTheWay(values, values.cpu(), None, spec, names, None)
+        cast = values.to(DTYPES.get(spec.dtype, torch.float32))
         finite = torch.isfinite(cast).flatten(1).all(1)
-        if not finite.all():
-            row = int(finite.logical_not().nonzero()[0])
-            if torch.isfinite(values[row]).all():
-                cure = "Store them with --dtype float32."
-                raise InputError(f"the features of {names[row]} overflow {self.spec.dtype}", cure)
-            cure = f"Check the weights of {self.spec.backbone}; at reduced precision try float32."
-            raise InputError(f"the features of {names[row]} are NaN or infinite", cure)
         # numpy has no bfloat16; the store takes its bits.
         bits = cast.view(torch.uint16) if cast.dtype == torch.bfloat16 else cast
-        stored: Array = bits.cpu().numpy()
-        return stored
+        # From a GPU into page-locked memory, behind what is computed next.
+        host, flags = bits.to("cpu", non_blocking=True), finite.to("cpu", non_blocking=True)
+        arrived = None
+        if bits.device.type == "cuda":
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        return OnTheWay(values, host, flags, spec, names, arrived)
 
 
-def encode_images(
-    part: PlannedPart, decoded: Iterable[DecodedBatch], forward: Forward, tick: Tick
-) -> tuple[ImageRows, list[Quarantined]]:
-    """The rows of a part of images, and its items that cannot be read; `tick` hears of each batch."""
-    spec, size = forward.spec, len(part.items)
-    dtype = STORED[spec.dtype]
-    dense = np.empty((size, *spec.image_shape), dtype) if spec.level == "tokens" else None
-    ragged: list[Array] | None = [] if spec.level == "regions" else None
-    pooled = np.empty((size, spec.pooled_dim), dtype)
-    keys: list[str] = []
-    sources: list[str] = []
-    sizes: list[tuple[int, int]] = []
-    refused: list[Quarantined] = []
-    for batch in decoded:
-        refused += [Quarantined(item.key, "image", item.source, reason) for item, reason in batch.refused]
-        if batch.items:
-            here = slice(len(keys), len(keys) + len(batch.items))
-            tokens, vectors = forward.images(batch)
-            ends = list(accumulate(batch.views))
-            pooled[here] = vectors[[end - 1 for end in ends]]
-            if ragged is not None:
-                # The last view is the whole image: a region only if it is the only one.
-                ragged += [vectors[first : max(first + 1, last - 1)] for first, last in pairwise([0, *ends])]
-            if dense is not None:
-                dense[here] = tokens
-            keys += [item.key for item in batch.items]
-            sources += [item.source for item in batch.items]
-            sizes += batch.sizes
-        tick(len(batch.items) + len(batch.refused))
-    kept = ragged if dense is None else dense[: len(keys)]
-    return ImageRows(keys, sources, sizes, kept, pooled[: len(keys)]), refused
-
-
-def encode_texts(part: PlannedPart, forward: Forward, tick: Tick) -> tuple[TextRows, list[Quarantined]]:
-    """The rows of a part of captions, and its items that cannot be read; `tick` hears of each batch."""
-    items, refused = _readable(part.items, forward.spec)
-    if refused:
-        tick(len(refused))
-    encode = _encode_segments if forward.spec.level == "regions" else _encode_captions
-    columns = encode(items, forward, tick)
-    rows = TextRows(
-        keys=[item.key for item in items],
-        captions=[str(item.content) for item in items],
-        sources=[item.source for item in items],
-        tokens=None if forward.spec.level == "pooled" else columns.tokens,
-        pooled=_stacked(columns.pooled, forward.spec),
-        spans=columns.spans,
-        pool_index=columns.pool_index,
-        truncated=columns.truncated,
-        segments=[item.segments for item in items],
-    )
-    return rows, refused
+Levels = dict[str, tuple[Array | None, Array | None]]
 
 
 @dataclass
-class _Columns:
-    """What a backbone says of captions, one entry each."""
+class Flight(Generic[T]):
+    """A pass whose features may still be on their way; `seconds` of waiting count as the pass's."""
+
+    forward: Forward
+    _result: Callable[[], T]
+
+    def result(self) -> T:
+        """The features, on the host."""
+        started = time.perf_counter()
+        try:
+            return self._result()
+        finally:
+            self.forward.seconds += time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class OnTheWay:
+    """Values of a pass that are being copied to the host.
+
+    values   where they were computed, before the cast
+    host     where they go; complete once `arrived`, at once where that is None
+    finite   of each row, on its way too; None for whole numbers
+    names    of the rows, for messages
+    """
+
+    values: Tensor
+    host: Tensor
+    finite: Tensor | None
+    spec: FeatureSpec
+    names: Sequence[str]
+    arrived: Any
+
+    def result(self) -> Array:
+        """Refuses at once what the store would refuse at the end of the part."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        if self.finite is not None and not self.finite.all():
+            row = int(self.finite.logical_not().nonzero()[0])
+            if torch.isfinite(self.values[row]).all():
+                cure = "Store them with --dtype float32."
+                raise InputError(f"the features of {self.names[row]} overflow {self.spec.dtype}", cure)
+            cure = f"Check the weights of {self.spec.backbone}; at reduced precision try float32."
+            raise InputError(f"the features of {self.names[row]} are NaN or infinite", cure)
+        stored: Array = self.host.numpy()
+        return stored
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Tokens and pooled vectors of one level on their way; `lengths` of each text's run of tokens."""
+
+    tokens: OnTheWay | None
+    pooled: OnTheWay | None
+    lengths: list[int] | None = None
+
+    def result(self) -> tuple[Any, Array | None]:
+        """Tokens, of texts a list of (L, D), and pooled vectors."""
+        pooled = self.pooled.result() if self.pooled else None
+        tokens: Any = self.tokens.result() if self.tokens else None
+        if self.lengths is not None:
+            tokens = np.split(tokens, list(accumulate(self.lengths))[:-1])
+        return tokens, pooled
+
+
+@dataclass
+class Columns:
+    """What is stored of texts at one level, one entry each; empty where the level has none."""
 
     tokens: list[Array] = field(default_factory=list)
     pooled: list[Array] = field(default_factory=list)
@@ -194,65 +301,76 @@ class _Columns:
     pool_index: list[int] = field(default_factory=list)
     truncated: list[bool] = field(default_factory=list)
 
+    def add(self, features: TextFeatures, tokens: Sequence[Array] | None, pooled: Array | None) -> None:
+        """Append a batch."""
+        self.tokens += tokens if tokens is not None else ()
+        self.pooled += list(pooled) if pooled is not None else ()
+        self.spans += features.spans
+        self.pool_index += features.pool_index
+        self.truncated += features.truncated
 
-def _stacked(vectors: Sequence[Array], spec: FeatureSpec) -> Array:
-    return np.stack(vectors) if vectors else np.empty((0, spec.pooled_dim), STORED[spec.dtype])
+    def joined(self, other: Columns) -> Columns:
+        """These entries, then the other's."""
+        return Columns(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def put_back(self, order: Sequence[int]) -> Columns:
+        """Entry i moved to place order[i]."""
+        places = sorted(range(len(order)), key=order.__getitem__)
+        return Columns(*([column[i] for i in places] if column else [] for column in vars(self).values()))
 
 
-def _encode_captions(items: Sequence[Item], forward: Forward, tick: Tick) -> _Columns:
-    columns = _Columns()
-    for batch in batches(items, forward.batch_size):
-        captions = [str(item.content) for item in batch]
-        features, tokens, pooled = forward.texts(captions, [_name(item) for item in batch])
-        columns.tokens += tokens
-        columns.pooled += list(pooled)
-        columns.spans += features.spans
-        columns.pool_index += features.pool_index
-        columns.truncated += features.truncated
-        tick(len(batch))
-    return columns
+def plain(spec: FeatureSpec) -> FeatureSpec:
+    """A spec without what is no matter of the encoder's: how JPEGs are decoded."""
+    return replace(spec, preprocess={key: value for key, value in spec.preprocess.items() if key != "jpeg"})
 
 
-def _encode_segments(items: Sequence[Item], forward: Forward, tick: Tick) -> _Columns:
-    """A caption's tokens are the pooled vectors of its segments. Equal strings of a part are encoded once:
-    captions of one world share most of their segments."""
-    names: dict[str, str] = {}
-    for item in items:
-        for text in (str(item.content), *_segment_texts(item)):
-            names.setdefault(text, _name(item))
-    vectors: dict[str, Array] = {}
-    cut: dict[str, bool] = {}
-    for batch in batches(list(names), forward.batch_size):
-        features, _, pooled = forward.texts(batch, [names[text] for text in batch])
-        vectors.update(zip(batch, pooled, strict=True))
-        cut.update(zip(batch, features.truncated, strict=True))
-    tick(len(items))
-    captions = [str(item.content) for item in items]
-    return _Columns(
-        tokens=[np.stack([vectors[text] for text in _segment_texts(item)]) for item in items],
-        pooled=[vectors[caption] for caption in captions],
-        spans=[text_spans(item) for item in items],
-        pool_index=[-1] * len(items),
-        truncated=[cut[caption] for caption in captions],
+def taken(tokenized: Any, rows: Sequence[int]) -> Any:
+    """Some rows of what an encoder's `tokenize` made: a named tuple of tensors and lists of one length."""
+    index = torch.tensor(list(rows), dtype=torch.int64)
+    return type(tokenized)(
+        *(one[index] if isinstance(one, Tensor) else [one[row] for row in rows] for one in tokenized)
     )
 
 
-def _segment_texts(item: Item) -> list[str]:
-    return [str(item.content)[start:end] for start, end in text_spans(item)]
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a pass failed for want of memory, of whatever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
 
 
-def _readable(items: Sequence[Item], spec: FeatureSpec) -> tuple[list[Item], list[Quarantined]]:
-    readable, refused = [], []
-    for item in items:
-        try:
-            read_caption(item)
-            if spec.level == "regions":
-                text_spans(item)
-            readable.append(item)
-        except (Unreadable, ValueError) as error:
-            refused.append(Quarantined(item.key, "text", item.source, str(error)))
-    return readable, refused
+def _cut(features: Any, spec: FeatureSpec) -> Any:
+    """Features of a level with all tokens, where one without is asked for."""
+    if spec.keeps_tokens and spec.rung != "regions":
+        return features
+    features = features._replace(tokens=None)
+    if isinstance(features, TextFeatures):
+        count = len(features.truncated)
+        features = features._replace(spans=[[] for _ in range(count)], pool_index=[-1] * count)
+    return features
 
 
-def _name(item: Item) -> str:
-    return f"{item.kind} {item.source} ({item.key})"
+def _checked(tokens: Tensor | None, spec: FeatureSpec, shape: Sequence[int]) -> Tensor:
+    found = None if tokens is None else tuple(tokens.shape[1:])
+    if tokens is None or found != tuple(shape):
+        what = f"{spec.backbone} gives token states of {found}, its spec says {tuple(shape)}"
+        raise InputError(what, "The backbone's spec() and load() must agree.")
+    return tokens
+
+
+def _joined(halves: Sequence[tuple[Array | None, Array | None]]) -> tuple[Array | None, Array | None]:
+    """The tokens and pooled vectors of several passes."""
+    if len(halves) == 1:
+        return halves[0]
+    tokens, pooled = ([one for one in column if one is not None] for column in zip(*halves, strict=True))
+    return (np.concatenate(tokens) if tokens else None), (np.concatenate(pooled) if pooled else None)
+
+
+def _pictures(pixels: Tensor, spec: FeatureSpec) -> Array:
+    """(B, 3, H, W) uint8 → (B, H, 3·W): the pictures that the tower takes, row by row. No pass is needed."""
+    pictures = pixels.permute(0, 2, 3, 1).flatten(2)
+    if pixels.dtype != torch.uint8 or tuple(pictures.shape[1:]) != tuple(spec.image_shape):
+        what = f"{spec.backbone} preprocesses to {pixels.dtype} {tuple(pixels.shape[1:])}, not to 8-bit pixels"
+        raise InputError(what, "Its preprocess must give (3, H, W) uint8.")
+    stored: Array = pictures.contiguous().numpy()
+    return stored

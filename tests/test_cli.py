@@ -192,7 +192,7 @@ def test_dry_run_writes_nothing(work, tmp_path):
     path = table(tmp_path / "set", rows())
     code, out, _ = run("extract", "--backbone", "random:4x8", "--data", path, "--dry-run", "--json")
     assert code == 0
-    assert json.loads(out)["images"] == 3
+    assert json.loads(out)[0]["images"] == 3
     assert not work.exists()
 
 
@@ -207,7 +207,7 @@ def test_ls_and_doctor(work):
 
 
 def test_splits_go_by_their_usual_names():
-    from compal.api import _called
+    from compal.pipeline.naming import _called
 
     assert _called("train", ["train2017", "val2017"], ("train2017",)) == "train2017"
     assert _called("validation", ["train", "val"], ("val", "val2017")) == "val"

@@ -15,15 +15,37 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "CONTRIBUTING.md", "cli.py", "cli_share.py", "cli_store.py", "demo.py")
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "cli.py",
+        "cli_negatives.py",
+        "cli_share.py",
+        "cli_store.py",
+        "demo.py",
+        *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+    )
+}
+
+
+# What options name, and where it lies.
+NAMED = {
+    "--backbone": "backbones",
+    "--benchmark": "benchmarks",
+    "--data": "datasets",
+    "--engine": "engines",
+    "--head": "heads",
+    "--method": "negatives",
+    "--segments": "segmenters",
 }
 
 
 def commands() -> list[str]:
-    """Every `compal …` of the pages' code blocks, help examples and closing words."""
+    """Every `compal …` of the pages' code blocks, sentences, help examples and closing words."""
     found = []
     for text in PAGES.values():
         found += re.findall(r"^compal [^\n]+", text, re.M)
+        found += re.findall(r"`(compal [a-z][^`…|]*)`", text)
         found += re.findall(r"Example: (compal [^\n]+)", text)
         found += re.findall(r'"  (compal [^"{]+)"', text)
     return sorted({re.split(r"\s{2,}", line)[0] for line in found})
@@ -53,9 +75,10 @@ def test_commands_parse(line):
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert not hasattr(command, "commands") or not words, line
     assert {word for word in words if word.startswith("--")} <= known, line
-    for option, kind in (("--backbone", "backbones"), ("--benchmark", "benchmarks"), ("--head", "heads")):
-        if option in words:
-            registry.path(kind, registry.split_argument(words[words.index(option) + 1])[0])
+    for option, kind in NAMED.items():
+        name = registry.split_argument(words[words.index(option) + 1])[0] if option in words else ""
+        if name != name.upper():  # capitals stand for a name of the reader's
+            registry.path(kind, name)
 
 
 def test_commands_were_collected():

@@ -11,8 +11,11 @@ from compal import registry
 from compal.errors import InputError, UnknownName, UsageError
 
 KNOWN = {
-    "backbones": {"clip", "open_clip", "pe", "random", "shapes-vit", "siglip2"},
+    "backbones": {"clip", "hf", "open_clip", "pe", "random", "run", "shapes-vit", "siglip2"},
     "datasets": {"coco", "folder", "shapes", "table"},
+    "negatives": {"llm", "mined", "replace", "shuffle", "swap"},
+    "engines": {"local", "ray", "torchrun"},
+    "segmenters": {"dataset", "rules", "spacy"},
     "heads": {"cosine", "linear", "maxsim", "tfglobal", "tflocal"},
     "losses": {"infonce"},
     "recipes": {"linear", "tfglobal", "tflocal", "tflocal-shapes", "tfglobal-shapes"},

@@ -73,7 +73,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        raise InputError(f"{path} cannot be read: {error}") from error  # a share may come back
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

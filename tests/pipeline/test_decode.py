@@ -13,9 +13,10 @@ from PIL import Image
 
 from compal.errors import InputError
 from compal.pipeline import decode
-from compal.pipeline.decode import Decoder, Unreadable, open_image, read_caption
-from compal.pipeline.regions import crop_square, image_views, text_spans
+from compal.pipeline.decode import Decoder, Unreadable, Wanted, open_image, read_caption
+from compal.pipeline.regions import crop_square, image_views, text_spans, views
 from compal.stores.items import Item
+from compal.stores.spec import FeatureSpec
 
 PHOTO = Path(__file__).parent.parent / "data" / "coco" / "val2017" / "000000422836.jpg"
 
@@ -114,7 +115,7 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(tmp_path, width
     (tmp_path / "bomb.png").write_bytes(png_of(width, height))
     items = [Item.image_file(tmp_path / "bomb.png")]
     with Decoder(to_tensor, workers=1) as decoder:
-        (batch,) = decoder.decode([items])
+        (batch,) = decoder.decode([Wanted(items)])
     assert batch.refused == [(items[0], "too large: more than 89,478,485 pixels")]
 
 
@@ -148,7 +149,7 @@ def test_batches_come_in_order_without_the_unreadable_ones(tmp_path, workers):
     items = numbered(10)
     items[4] = Item.image_file(tmp_path / "missing.jpg", "missing")
     with Decoder(to_tensor, workers) as decoder:
-        batches = list(decoder.decode([items[:3], items[3:6], items[6:]]))
+        batches = list(decoder.decode(map(Wanted, [items[:3], items[3:6], items[6:]])))
     assert [[int(pixels.mean()) for pixels in batch.pixels] for batch in batches] == [
         [0, 1, 2],
         [3, 5],
@@ -169,7 +170,7 @@ def test_decoding_ahead_is_bounded():
 
     items = [Item.rendered(str(n).encode(), lambda n=n: render(n), str(n)) for n in range(50)]
     with Decoder(to_tensor, workers=2) as decoder:
-        next(decoder.decode([item] for item in items))
+        next(decoder.decode(Wanted([item]) for item in items))
     assert len(begun) <= 4
 
 
@@ -178,7 +179,7 @@ def test_workers_leave_the_callers_threads_alone():
     seen = []
     item = Item.rendered(b"x", lambda: seen.append(torch.get_num_threads()) or np.zeros((4, 4, 3), np.uint8), "x")
     with Decoder(to_tensor, workers=1) as decoder:
-        list(decoder.decode([[item]]))
+        list(decoder.decode([Wanted([item])]))
     assert seen == [1]
     assert torch.get_num_threads() == before
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
@@ -238,11 +239,25 @@ def test_regions_fill_one_row_a_view(tmp_path):
     good = Item.image_file(tmp_path / "a.png", boxes=boxes)
     bad = Item.rendered(b"bad", lambda: np.zeros((4, 4, 3), np.uint8), "bad", boxes=((0.5, 0.5, 0.5, 0.5),))
     plain = Item.rendered(b"plain", lambda: np.zeros((4, 4, 3), np.uint8), "plain")
-    with Decoder(to_tensor, workers=2, regions=True) as decoder:
-        (batch,) = decoder.decode([[good, bad, plain]])
-    assert (batch.views, batch.pixels.shape) == ([2, 1], (3, 3, 4, 4))
-    assert [item.key for item, _ in batch.refused] == [bad.key]
-    assert batch.pixels[0].mean() < batch.pixels[1].mean()
+    spec = FeatureSpec("stub", "none", 3, level="regions")
+    with Decoder(to_tensor, workers=2) as decoder:
+        (batch,) = decoder.decode([Wanted([good, bad, plain], [spec])])
+    assert [item.key for item in batch.items] == [good.key, bad.key, plain.key], "the whole image can be read"
+    crops = batch.crops["regions"]
+    assert (crops.counts, crops.pixels.shape, list(crops.refused)) == ([1, 0, 0], (1, 3, 4, 4), [1])
+    assert crops.pixels[0].mean() < batch.pixels[0].mean()
+
+
+def test_crops_follow_the_images_that_can_be_read(tmp_path):
+    item = Item.rendered(b"g", lambda: np.asarray(gradient(40, 40)), "g", boxes=((0.0, 0.0, 0.5, 0.5),))
+    specs = [FeatureSpec("stub", "none", 3, level=level) for level in ("regions", "regions:grid-18")]
+    with Decoder(to_tensor, workers=2) as decoder:
+        (batch,) = decoder.decode([Wanted([Item.image_file(tmp_path / "none.png"), item], specs)])
+    assert [len(batch.items), len(batch.refused)] == [1, 1]
+    for spec in specs:
+        expected = torch.stack([to_tensor(view) for view in views(open_image(item), item, spec)])
+        torch.testing.assert_close(batch.crops[spec.level].pixels, expected[:-1])
+        torch.testing.assert_close(batch.pixels, expected[-1:])
 
 
 def test_pillow_limit_is_ours():

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from compal.pipeline.encoder import ImageFeatures, TextFeatures
-from compal.pipeline.extract import ExtractConfig, extract
+from compal.pipeline.extract import extract
+from compal.pipeline.plan import ExtractConfig
 from compal.stores.items import Item
 from compal.stores.remotes.transfer import pull, push
 from compal.stores.spec import FeatureSpec

@@ -22,8 +22,8 @@ class Held(Nothing):
         object.__setattr__(self, "held", set(held))
         object.__setattr__(self, "refused", refused)
 
-    def keys(self, kind):
-        return self.held
+    def has(self, kind, keys):
+        return [key in self.held for key in keys]
 
     def quarantined(self):
         return self.refused

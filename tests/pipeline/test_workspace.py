@@ -117,7 +117,7 @@ def test_stores_and_runs_are_listed(tmp_path):
     assert workspace.find_store(SimpleNamespace(folder="clip-tokens-12")) == workspace.stores / "clip-tokens-12"
 
 
-def test_pairs_of_two_roots_are_two_tables(tmp_path):
+def test_pairs_of_two_roots_are_two_tables(tmp_path, monkeypatch):
     written(tmp_path, '[roots]\ncoco = "/data/coco"\n')
     workspace = Workspace.find(tmp_path)
     assert workspace.pairs_path("shapes", "train") == workspace.pairs / "shapes" / "train.parquet"
@@ -125,6 +125,12 @@ def test_pairs_of_two_roots_are_two_tables(tmp_path):
     assert here != there
     assert here.parent.name.startswith("coco-")
     assert workspace.pairs_path("coco", "val") == workspace.pairs_path("coco:/data/coco", "val")
+    monkeypatch.chdir(tmp_path)
+    hub = workspace.pairs_path("huggingface:org/name?image=a", "val")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert workspace.pairs_path("huggingface:org/name?image=a", "val") == hub
+    assert workspace.pairs_path("table:x.csv", "val") != hub
     assert workspace.pairs_path("shapes", "../x").parent == workspace.pairs / "shapes"
     assert workspace.pairs_path("shapes", "a b") != workspace.pairs_path("shapes", "a-b")
 
