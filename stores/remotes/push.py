@@ -139,7 +139,7 @@ def send_part(root: Path, part: Part, shared: SharedStore, count: ByteCount, don
         moved = _send_files(root, part, shared, count, claim)
         raw = done_path(root, part.name).read_bytes()
         if not shared.objects.create(shared.at(f"done/{part.name}.json"), raw):
-            found = shared.published(part.name)  # a helper with the same bytes
+            found = shared.published(part.name)  # somebody else with the same bytes
     shared.objects.delete(shared.at(claim_path(part.name)))
     return moved if found in (None, part) else None
 
