@@ -7,7 +7,7 @@ store), L text tokens (or text segments), D token width, E pooled width, N pairs
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -15,13 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..stores.dtypes import READ, pooled_dtype
 from ..stores.spec import FeatureSpec
+from .tables import Dense, Ragged, Reader, Rows, Staging, Stored
 
 Needs = Literal["pooled", "tokens"]
+Residency = Literal["auto", "disk", "ram", "gpu"]
 Device = str | torch.device
 
-READ_ROWS = 1024  # rows read at a time while a table is filled: 75 MB of CLIP ViT-B/32 patch states
+GPU_SHARE = 0.8  # of the free memory of a CUDA device that features may take; the rest is for head and activations
 SAMPLE = 256  # captions whose lengths stand for all when a table's size is estimated
 
 
@@ -33,9 +36,11 @@ class Features(Protocol):
     def keys(self, kind: Any, /) -> set[str]: ...
     def quarantined(self) -> Iterable[Any]: ...
     def table(self, kind: Any, /) -> Any: ...
-    def image_tokens(self, keys: Sequence[str], /) -> np.ndarray: ...
-    def image_regions(self, keys: Sequence[str], /) -> tuple[np.ndarray, np.ndarray]: ...
-    def text_tokens(self, keys: Sequence[str], /) -> tuple[np.ndarray, np.ndarray]: ...
+    def parts_of(self, kind: Any, keys: Sequence[str], /) -> np.ndarray: ...
+    def image_buffer(self, count: int, /) -> np.ndarray: ...
+    def image_tokens(self, keys: Sequence[str], out: Any = None, /) -> np.ndarray: ...
+    def image_regions(self, keys: Sequence[str], out: Any = None, /) -> tuple[np.ndarray, np.ndarray]: ...
+    def text_tokens(self, keys: Sequence[str], out: Any = None, /) -> tuple[np.ndarray, np.ndarray]: ...
     def pooled(self, kind: Any, keys: Sequence[str], /) -> np.ndarray: ...
 
 
@@ -49,6 +54,8 @@ class Batch:
     positives  (I, C) bool: the caption describes the image, as far as the pairs table knows
     groups     (G, 4) long: rows i0, i1 and columns c0, c1 of a swap group; c0 describes i0, c1 describes i1
     scored     (I, C) bool: the entries an objective may look at; None = all
+    rows       None: all I images are here. A slice: this process holds the image features of these rows only, and
+               those of all captions; `positives`, `groups` and `scored` are of the whole batch
     """
 
     images: Tensor | None
@@ -60,10 +67,11 @@ class Batch:
     positives: Tensor
     groups: Tensor
     scored: Tensor | None = None
+    rows: slice | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(I, C)."""
+        """(I, C) of the features that are here: with `rows`, I counts those."""
         return self.image_pooled.shape[0], self.text_pooled.shape[0]
 
     @property
@@ -73,7 +81,7 @@ class Batch:
 
     def to(self, device: Device) -> Batch:
         """The same batch on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device) if isinstance(value, Tensor) else value
             for field in dataclasses.fields(self)
             for value in [getattr(self, field.name)]
@@ -81,12 +89,14 @@ class Batch:
         return Batch(**moved)
 
     def select(self, images: Tensor, captions: Tensor) -> Batch:
-        """The rows `images` and the columns `captions` (long), in that order. Groups are left out."""
+        """The rows `images` of those that are here and the columns `captions` (long), in that order. Groups are left
+        out, and what is selected is a batch of its own (`rows` None)."""
 
         def take(value: Tensor | None, rows: Tensor) -> Tensor | None:
             return None if value is None else value[rows]
 
-        scored = None if self.scored is None else self.scored[images][:, captions]
+        here = self.rows or slice(None)
+        scored = None if self.scored is None else self.scored[here][images][:, captions]
         return Batch(
             images=take(self.images, images),
             image_mask=take(self.image_mask, images),
@@ -94,7 +104,7 @@ class Batch:
             texts=take(self.texts, captions),
             text_mask=take(self.text_mask, captions),
             text_pooled=self.text_pooled[captions],
-            positives=self.positives[images][:, captions],
+            positives=self.positives[here][images][:, captions],
             groups=self.groups[:0],
             scored=scored,
         )
@@ -117,109 +127,50 @@ def join(
     return table.batch(rows, columns)
 
 
-def _tensor(array: np.ndarray, dtype: str) -> Tensor:
-    """A stored array as a tensor of the stored dtype; numpy has no bfloat16, so its bits come as uint16."""
-    if array.dtype == np.uint16 and dtype == "bfloat16":
-        return torch.from_numpy(array).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-Reader = Callable[[list[str]], tuple[np.ndarray, np.ndarray | None]]
-
-
 def _image_reader(store: Features, needs: Needs) -> Reader | None:
     if needs == "pooled" or not store.spec.keeps_tokens:
         return None
-    if store.spec.ragged_images:
-        return store.image_regions
-    return lambda keys: (store.image_tokens(keys), None)
+    if store.spec.ragged_images:  # without a bound on the regions of an image there is no buffer for all batches
+        return lambda keys, _: store.image_regions(keys)
+
+    def read(keys: list[str], staging: Staging | None) -> tuple[np.ndarray, None]:
+        out = None if staging is None else staging.rows("images", len(keys), store.image_buffer)
+        return store.image_tokens(keys, out), None
+
+    return read
 
 
 def _text_reader(store: Features, needs: Needs) -> Reader | None:
-    return None if needs == "pooled" or not store.spec.keeps_tokens else store.text_tokens
+    if needs == "pooled" or not store.spec.keeps_tokens:
+        return None
+    longest, dtype = store.spec.context_length, READ[store.spec.dtype]
+
+    def read(keys: list[str], staging: Staging | None) -> tuple[np.ndarray, np.ndarray]:
+        if staging is None or not longest:
+            return store.text_tokens(keys)
+        return store.text_tokens(keys, staging.values("texts", (len(keys) * longest * store.spec.text_dim,), dtype))
+
+    return read
 
 
 def _pooled_reader(store: Features, kind: Literal["image", "text"]) -> Reader:
-    return lambda keys: (store.pooled(kind, keys), None)
-
-
-class Stored:
-    """Rows read from the store each time they are asked for."""
-
-    def __init__(self, reader: Reader, keys: list[str], dtype: str, device: Device) -> None:
-        self.reader, self.keys, self.dtype, self.device = reader, keys, dtype, device
-
-    def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(n, S, D) float32 and (n, S) bool; vectors give (n, E) and a mask that says nothing."""
-        values, mask = self.reader([self.keys[row] for row in rows])
-        known = np.ones(values.shape[:2], dtype=bool) if mask is None else mask
-        tensor = _tensor(values, self.dtype).to(self.device)
-        return tensor.float(), torch.from_numpy(np.ascontiguousarray(known)).to(self.device)
-
-
-class Dense:
-    """Rows of equal shape in memory, in the stored dtype."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-
-    @classmethod
-    def read(cls, reader: Reader, keys: list[str], dtype: str, device: Device) -> Dense:
-        """All `keys`, `READ_ROWS` at a time into one allocation."""
-        values = torch.empty(0)
-        for start in range(0, len(keys), READ_ROWS):
-            part = _tensor(reader(keys[start : start + READ_ROWS])[0], dtype)
-            if start == 0:
-                values = torch.empty((len(keys), *part.shape[1:]), dtype=part.dtype, device=device)
-            values[start : start + len(part)] = part.to(device)
-        return cls(values)
-
-    def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """As `Stored.take`."""
-        values = self.values[torch.from_numpy(rows).to(self.values.device)]
-        return values.float(), torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
-
-
-class Ragged:
-    """Rows of unequal length in memory, laid end to end without padding, in the stored dtype."""
-
-    def __init__(self, flat: Tensor, lengths: Tensor) -> None:
-        self.flat, self.lengths = flat, lengths
-        self.starts = lengths.cumsum(0) - lengths
-
-    @classmethod
-    def read(cls, reader: Reader, keys: list[str], dtype: str, device: Device) -> Ragged:
-        """All `keys`, `READ_ROWS` at a time."""
-        flat, lengths = [], []
-        for start in range(0, len(keys), READ_ROWS):
-            values, mask = reader(keys[start : start + READ_ROWS])
-            known = np.ones(values.shape[:2], dtype=bool) if mask is None else mask
-            flat.append(_tensor(values[known], dtype).to(device))
-            lengths.append(torch.from_numpy(known.sum(axis=1)).to(device))
-        return cls(torch.cat(flat), torch.cat(lengths))
-
-    def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """As `Stored.take`, padded with zeros to the longest of `rows`."""
-        index = torch.from_numpy(rows).to(self.flat.device)
-        lengths = self.lengths[index]
-        slots = torch.arange(int(lengths.max()) if len(rows) else 0, device=self.flat.device)
-        mask = slots < lengths[:, None]
-        where = torch.where(mask, self.starts[index][:, None] + slots, 0)
-        return self.flat[where].float().masked_fill(~mask[..., None], 0), mask
-
-
-Rows = Stored | Dense | Ragged
+    return lambda keys, _: (store.pooled(kind, keys), None)
 
 
 @dataclass(eq=False)
 class FeatureTable:
-    """The features of a fixed list of images and captions, addressed by row number."""
+    """The features of a fixed list of images and captions, addressed by row number.
+
+    resident  where they stay: "disk", read at every batch; "ram", in host memory; "gpu", on the device
+    device    where batches are made
+    """
 
     image_pooled: Rows
     text_pooled: Rows
     images: Rows | None
     texts: Rows | None
-    resident: bool
+    resident: Literal["disk", "ram", "gpu"]
+    device: torch.device
 
     @classmethod
     def streaming(
@@ -228,7 +179,7 @@ class FeatureTable:
         """Nothing is held: every batch reads the store."""
 
         def rows(reader: Reader, keys: list[str]) -> Stored:
-            return Stored(reader, keys, store.spec.dtype, device)
+            return Stored(reader, keys, store.spec.dtype)
 
         image, text = _image_reader(store, needs), _text_reader(store, needs)
         return cls(
@@ -236,45 +187,57 @@ class FeatureTable:
             text_pooled=rows(_pooled_reader(store, "text"), captions),
             images=rows(image, images) if image else None,
             texts=rows(text, captions) if text else None,
-            resident=False,
+            resident="disk",
+            device=torch.device(device),
         )
 
     @classmethod
     def loaded(
-        cls, store: Features, images: list[str], captions: list[str], device: Device, needs: Needs
+        cls,
+        store: Features,
+        images: list[str],
+        captions: list[str],
+        device: Device,
+        needs: Needs,
+        held: Literal["device", "host"] = "device",
     ) -> FeatureTable:
-        """Everything is read once and kept on `device` in the stored dtype, texts and regions unpadded."""
-        dtype = store.spec.dtype
+        """Everything is read once and held in the stored dtype, texts and regions unpadded: on `device`, or in host
+        memory, from which batches are copied there."""
+        dtype, device = store.spec.dtype, torch.device(device)
+        where = device if held == "device" else torch.device("cpu")
         image, text = _image_reader(store, needs), _text_reader(store, needs)
         kind = Ragged if store.spec.ragged_images else Dense
         return cls(
-            image_pooled=Dense.read(_pooled_reader(store, "image"), images, dtype, device),
-            text_pooled=Dense.read(_pooled_reader(store, "text"), captions, dtype, device),
-            images=kind.read(image, images, dtype, device) if image else None,
-            texts=Ragged.read(text, captions, dtype, device) if text else None,
-            resident=True,
+            image_pooled=Dense.read(_pooled_reader(store, "image"), images, dtype, where),
+            text_pooled=Dense.read(_pooled_reader(store, "text"), captions, dtype, where),
+            images=kind.read(image, images, dtype, where) if image else None,
+            texts=Ragged.read(text, captions, dtype, where) if text else None,
+            resident="ram" if where.type == "cpu" else "gpu",
+            device=device,
         )
 
-    def batch(self, images: np.ndarray, captions: np.ndarray) -> Batch:
-        """The batch of these rows (int64 arrays), with no positives and no groups."""
-        device = self._device
-        image = (None, None) if self.images is None else self.images.take(images)
-        text = (None, None) if self.texts is None else self.texts.take(captions)
+    def batch(
+        self,
+        images: np.ndarray,
+        captions: np.ndarray,
+        device: Device | None = None,
+        staging: Staging | None = None,
+    ) -> Batch:
+        """The batch of these rows (int64 arrays), with no positives and no groups. It lies in memory of its own, also
+        where reads land in `staging` first; while copies out of pinned `staging` are under way, leave that alone."""
+        device = self.device if device is None else torch.device(device)
+        image = (None, None) if self.images is None else self.images.take(images, device, staging)
+        text = (None, None) if self.texts is None else self.texts.take(captions, device, staging)
         return Batch(
             images=image[0],
             image_mask=image[1],
-            image_pooled=self.image_pooled.take(images)[0],
+            image_pooled=self.image_pooled.take(images, device, staging)[0],
             texts=text[0],
             text_mask=text[1],
-            text_pooled=self.text_pooled.take(captions)[0],
+            text_pooled=self.text_pooled.take(captions, device, staging)[0],
             positives=torch.zeros((len(images), len(captions)), dtype=torch.bool, device=device),
             groups=torch.zeros((0, 4), dtype=torch.long, device=device),
         )
-
-    @property
-    def _device(self) -> Device:
-        pooled = self.image_pooled
-        return pooled.device if isinstance(pooled, Stored) else pooled.values.device  # type: ignore[union-attr]
 
 
 def estimated_bytes(store: Features, images: list[str], captions: list[str], needs: Needs) -> int:
@@ -289,7 +252,7 @@ def estimated_bytes(store: Features, images: list[str], captions: list[str], nee
             total += len(keys) * store.spec.image_shape[0] * store.spec.image_shape[1] * size
             continue
         sample = keys[:: max(1, len(keys) // SAMPLE)][:SAMPLE]
-        values, mask = reader(sample)
+        values, mask = reader(sample, None)
         tokens = len(sample) * values.shape[1] if mask is None else int(mask.sum())
         total += int(tokens * values.shape[2] * size * len(keys) / len(sample))
     return total
@@ -301,9 +264,21 @@ def open_table(
     captions: list[str],
     device: Device,
     needs: Needs,
+    residency: Residency,
     budget_bytes: int,
 ) -> FeatureTable:
-    """Loaded when it fits into `budget_bytes`, else streaming. Raises `MissingFeatures`."""
-    fits = estimated_bytes(store, images, captions, needs) <= budget_bytes
-    make = FeatureTable.loaded if fits else FeatureTable.streaming
-    return make(store, images, captions, device, needs)
+    """The features of `images` and `captions`, kept where `residency` says. "auto": on a CUDA device if they fit into
+    `GPU_SHARE` of its free memory, else in memory if they fit into `budget_bytes`, else nowhere. Raises
+    `MissingFeatures`, `UsageError` for "gpu" on a CPU."""
+    device = torch.device(device)
+    if residency == "gpu" and device.type == "cpu":
+        raise UsageError('data.resident = "gpu" on device cpu', 'Choose "ram", "disk" or "auto", or --device cuda.')
+    if residency == "auto":
+        size = estimated_bytes(store, images, captions, needs)
+        residency = "ram" if size <= budget_bytes else "disk"
+        if device.type == "cuda" and size <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+            residency = "gpu"
+    if residency == "disk":
+        return FeatureTable.streaming(store, images, captions, device, needs)
+    held: Literal["device", "host"] = "device" if residency == "gpu" else "host"
+    return FeatureTable.loaded(store, images, captions, device, needs, held)

@@ -211,7 +211,7 @@ class Batches:
 
     def __init__(self, work: Work, first: int, last: int) -> None:
         self.work, self.last = work, last
-        self._pool = None if work.features.resident else ThreadPoolExecutor(1)
+        self._pool = None if work.features.resident != "disk" else ThreadPoolExecutor(1)
         self._ahead = self._pool.submit(self._make, first) if self._pool and first < last else None
 
     def __call__(self, step: int) -> Batch:
@@ -282,8 +282,9 @@ def _open(
     features = {}
     for name, table in tables.items():
         images, captions = table.image_keys, table.caption_keys
-        features[name] = open_table(store, images, captions, device, scorer.needs, budget)
-    sampler = Sampler(tables["train"], config.data, config.optim.steps, config.seed)
+        features[name] = open_table(store, images, captions, device, scorer.needs, config.data.resident, budget)
+    parts = store.parts_of("image", tables["train"].image_keys) if config.data.shuffle_window else None
+    sampler = Sampler(tables["train"], config.data, config.optim.steps, config.seed, parts)
     judge = None
     if validation is not None:
         judge = Validation(tables["validation"], features["validation"], config.validation.limit)
@@ -335,7 +336,7 @@ def _finish(run_dir: Path, config: FitConfig, state: State, model: Training, wor
         stopped="steps" if state.step == config.optim.steps else "patience",
         seconds=state.seconds,
         parameters=_parameters(model),
-        resident=work.features.resident,
+        resident=work.features.resident != "disk",
     )
     places = {"run_dir": run_dir.name, "checkpoint": "checkpoints/best.safetensors"}
     runs.write_json(run_dir / "result.json", dataclasses.asdict(result) | places)

@@ -12,7 +12,8 @@ import torch
 
 from ..errors import InputError, MissingFeatures, UnknownName
 from ..stores.pairs import read_pairs
-from .batches import Batch, Features, FeatureTable
+from .batches import Batch, Device, Features, FeatureTable
+from .tables import Staging
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +30,22 @@ class Draw:
     groups: np.ndarray
     scored: np.ndarray | None = None
 
-    def batch(self, features: FeatureTable) -> Batch:
-        """The features of this draw, on the table's device."""
-        batch = features.batch(self.images, self.captions)
+    def batch(
+        self,
+        features: FeatureTable,
+        rows: slice | None = None,
+        device: Device | None = None,
+        staging: Staging | None = None,
+    ) -> Batch:
+        """The features of this draw, of all its captions and of `rows` of its images (None = all), on `device`, by
+        default the table's. See `Batch.rows`; `staging` as in `FeatureTable.batch`."""
+        images = self.images if rows is None else self.images[rows]
+        batch = features.batch(images, self.captions, device, staging)
         batch.positives = torch.from_numpy(self.positives).to(batch.device)
         batch.groups = torch.from_numpy(self.groups).to(batch.device)
         if self.scored is not None:
             batch.scored = torch.from_numpy(self.scored).to(batch.device)
+        batch.rows = rows
         return batch
 
 
@@ -61,8 +71,12 @@ class PairTable:
     labels: dict[str, list[str]]
     left_out: int
     _captions_of: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)
+    _quad_of: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        quad_of = np.full(len(self.images), -1, np.int64)
+        quad_of[self.quads] = np.arange(len(self.quads))[:, None]
+        object.__setattr__(self, "_quad_of", quad_of)
         order = np.argsort(self.images, kind="stable")
         starts = np.searchsorted(self.images[order], np.arange(len(self.image_keys) + 1))
         object.__setattr__(self, "_captions_of", (starts, self.captions[order]))
@@ -119,12 +133,13 @@ class PairTable:
         """(I, C) bool: the table pairs them, here or in any of its rows. So a caption of one image that
         stands in the batch because of another is no false negative."""
         starts, ordered = self._captions_of
-        column = np.full(len(self.caption_keys), -1, dtype=np.int64)
-        column[captions] = np.arange(len(captions))
+        first, counts = starts[images], starts[images + 1] - starts[images]
+        # The captions of all images end to end: a Python loop over 256 images costs as much as a linear head's step.
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        columns = _places(captions, ordered[np.repeat(first, counts) + within])
+        rows = np.repeat(np.arange(len(images)), counts)
         block = np.zeros((len(images), len(captions)), dtype=bool)
-        for row, image in enumerate(images):
-            found = column[ordered[starts[image] : starts[image + 1]]]
-            block[row, found[found >= 0]] = True
+        block[rows[columns >= 0], columns[columns >= 0]] = True
         return block
 
     def draw(self, pairs: np.ndarray, negatives: list[np.ndarray], partners: np.ndarray | None = None) -> Draw:
@@ -137,22 +152,33 @@ class PairTable:
         own = self.captions[pairs]
         captions = np.unique(np.concatenate([own, *negatives]))
         columns = np.searchsorted(captions, own)
-        place = np.full(len(self), -1, dtype=np.int64)
-        place[pairs] = np.arange(len(pairs))
-        quads = place[self.quads[(place[self.quads] >= 0).all(axis=1)]]
+        numbers = np.unique(self._quad_of[pairs])
+        quads = _places(pairs, self.quads[numbers[numbers >= 0]])
+        quads = quads[(quads >= 0).all(axis=1)]
         groups = np.concatenate([rows[quads], columns[quads]], axis=1)
         positives = self.positives(images, captions)
         if partners is None:
             return Draw(images, captions, positives, groups)
         scored = np.zeros_like(positives)
         scored[rows, columns] = True
-        for row, given in zip(rows, negatives, strict=True):
-            scored[row, np.searchsorted(captions, given)] = True
+        owners = np.repeat(rows, [len(given) for given in negatives])
+        scored[owners, np.searchsorted(captions, np.concatenate([own[:0], *negatives]))] = True
         for row, column in ((0, 3), (1, 2)):
             scored[groups[:, row], groups[:, column]] = True
         for offset in partners:
             scored[rows, np.roll(columns, -int(offset))] = True
         return Draw(images, captions, positives, groups, scored)
+
+
+def _places(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each of `wanted` (any shape) stands in `values` (n,), in time that does not grow with the table; -1 where
+    it does not."""
+    if not len(values):
+        return np.full(wanted.shape, -1, np.int64)
+    order = np.argsort(values, kind="stable")
+    at = np.searchsorted(values, wanted, side="right", sorter=order) - 1
+    found: np.ndarray = np.where((at >= 0) & (values[order[at]] == wanted), order[at], -1)
+    return found
 
 
 def _codes(array: pa.Array) -> tuple[np.ndarray, list[str]]:

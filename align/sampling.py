@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from ..errors import InputError, UsageError
+from .order import epoch_order
 from .pairs import Draw, PairTable
 
 
@@ -39,7 +41,12 @@ class DataConfig:
     partners      0: every image is scored with every caption of the batch. k > 0: with its own captions,
                   its negatives, its group's, and those of k random others: for heads whose cost is per pair
     curriculum    stages one after the other; after the last, all pairs take part
-    resident_gib  features stay in memory if they fit into this many GiB, else every step reads the store
+    resident      where the features stay: "gpu", on the device; "ram", in memory; "disk", nowhere, every step
+                  reads the store. "auto": the first of these that fits: four fifths of the free memory of a CUDA
+                  device, then `resident_gib`. The batches are the same
+    resident_gib  the most memory that "auto" takes
+    shuffle_window  0: an epoch shuffles all pairs. n > 0: it shuffles the store's parts of images, and the pairs
+                  of n parts at a time, so that a store larger than the memory is read part by part
     """
 
     train: str = "train"
@@ -48,20 +55,24 @@ class DataConfig:
     negatives: int = 1
     partners: int = 0
     curriculum: tuple[Stage, ...] = ()
+    resident: Literal["auto", "disk", "ram", "gpu"] = "auto"
     resident_gib: float = 4.0
+    shuffle_window: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class _Epochs:
-    """A stage ready to draw from: its first step, and units (U, 2) of pairs that stay together, -1 = none."""
+    """A stage ready to draw from: its first step, and units (U, 2) of pairs that stay together, -1 = none. `parts`
+    (U,): the part of the store that holds the image of each unit's first pair."""
 
     first: int
     units: np.ndarray
     sizes: np.ndarray
     pairs: int
+    parts: np.ndarray
 
     @classmethod
-    def of(cls, first: int, table: PairTable, taken: np.ndarray) -> _Epochs:
+    def of(cls, first: int, table: PairTable, taken: np.ndarray, parts: np.ndarray | None) -> _Epochs:
         """Of the pairs `taken` (N,) bool: the swap groups of which both are taken, then all others alone."""
         whole = table.quads[taken[table.quads].all(axis=1)]
         alone = taken.copy()
@@ -69,18 +80,24 @@ class _Epochs:
         single = np.flatnonzero(alone)
         units = np.concatenate([whole, np.stack([single, np.full_like(single, -1)], axis=1)])
         sizes = (units >= 0).sum(axis=1)
-        return cls(first, units, sizes, int(sizes.sum()))
+        lies = np.zeros(len(units), np.int64) if parts is None else parts[table.images[units[:, 0]]]
+        return cls(first, units, sizes, int(sizes.sum()), lies)
 
 
 class Sampler:
-    """The batches of a run, by step. Raises `UsageError` for a curriculum that is out of order, `InputError`
-    for a stage that no pair matches."""
+    """The batches of a run, by step. `parts` (number of image keys,) int64: the part of the store in which each
+    image row lies (`Snapshot.parts_of`), which `shuffle_window` needs. Raises `UsageError` for a curriculum that is
+    out of order or a window without parts, `InputError` for a stage that no pair matches."""
 
-    def __init__(self, table: PairTable, config: DataConfig, steps: int, seed: int) -> None:
-        if config.batch_size < 1 or config.partners < 0:
-            raise UsageError("data.batch_size must be at least 1 and data.partners at least 0")
+    def __init__(
+        self, table: PairTable, config: DataConfig, steps: int, seed: int, parts: np.ndarray | None = None
+    ) -> None:
+        if config.batch_size < 1 or config.partners < 0 or config.shuffle_window < 0:
+            raise UsageError("data.batch_size must be at least 1, data.partners and data.shuffle_window at least 0")
+        if config.shuffle_window and (parts is None or len(parts) != len(table.image_keys)):
+            raise UsageError("data.shuffle_window needs the part of each image", "Give Sampler(parts=...).")
         self.table, self.config, self.seed = table, config, seed
-        self.stages = _stages(table, config.curriculum, steps)
+        self.stages = _stages(table, config.curriculum, steps, parts)
         self._epoch: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
 
     def draw(self, step: int) -> Draw:
@@ -103,7 +120,7 @@ class Sampler:
         per_epoch = stage.pairs // size  # the rest of an epoch that fills no batch is dropped
         epoch, index = divmod(step - stage.first, per_epoch)
         if self._epoch is None or self._epoch[0] != (number, epoch):
-            order = np.random.default_rng([self.seed, 0, number, epoch]).permutation(len(stage.units))
+            order = epoch_order(stage.parts, [self.seed, 0, number, epoch], self.config.shuffle_window)
             starts = np.cumsum(stage.sizes[order]) - stage.sizes[order]
             cuts = np.searchsorted(starts, np.arange(per_epoch + 1) * size)
             self._epoch = ((number, epoch), order, cuts)
@@ -117,7 +134,7 @@ class Sampler:
         return given if wanted < 0 or wanted >= len(given) else rng.choice(given, wanted, replace=False)
 
 
-def _stages(table: PairTable, curriculum: tuple[Stage, ...], steps: int) -> list[_Epochs]:
+def _stages(table: PairTable, curriculum: tuple[Stage, ...], steps: int, parts: np.ndarray | None) -> list[_Epochs]:
     stages, ended = [], 0.0
     for stage in curriculum:
         if not ended < stage.until <= 1:
@@ -125,10 +142,10 @@ def _stages(table: PairTable, curriculum: tuple[Stage, ...], steps: int) -> list
                 f"data.curriculum: until = {stage.until} comes after {ended}",
                 "The shares grow from stage to stage, up to 1.",
             )
-        stages.append(_Epochs.of(round(ended * steps), table, _matching(table, stage)))
+        stages.append(_Epochs.of(round(ended * steps), table, _matching(table, stage), parts))
         ended = stage.until
     if ended < 1:
-        stages.append(_Epochs.of(round(ended * steps), table, np.ones(len(table), dtype=bool)))
+        stages.append(_Epochs.of(round(ended * steps), table, np.ones(len(table), dtype=bool), parts))
     return stages
 
 

@@ -100,6 +100,11 @@ class Snapshot:
             found[positions] = self._ragged(part).lengths[rows]
         return found
 
+    def parts_of(self, kind: Kind, keys: Sequence[str]) -> Rows:
+        """The number of the part, among those of its kind, in which each key lies, (N,) int64. Raises
+        `MissingFeatures`."""
+        return self._locate(kind, keys) >> 32
+
     def __contains__(self, key: str) -> bool:
         return any(self._index(kind).place(key) >= 0 for kind in FOLDERS)
 

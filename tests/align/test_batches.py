@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from compal.align.batches import Dense, FeatureTable, estimated_bytes, join, open_table
-from compal.errors import MissingFeatures
+from compal.align.tables import Staging
+from compal.errors import MissingFeatures, UsageError
 
 from .conftest import image_keys, text_keys
 
@@ -76,8 +77,8 @@ def test_in_memory_equals_from_the_store(stores, level):
     images, texts = image_keys(40), text_keys(60)
     loaded = FeatureTable.loaded(stores[level], images, texts, "cpu", "tokens")
     streaming = FeatureTable.streaming(stores[level], images, texts, "cpu", "tokens")
-    assert loaded.resident
-    assert not streaming.resident
+    assert loaded.resident == "ram"
+    assert streaming.resident == "disk"
     rng = np.random.default_rng(0)
     for _ in range(3):
         rows, columns = rng.integers(0, 40, 7), rng.integers(0, 60, 9)
@@ -88,12 +89,12 @@ def test_in_memory_equals_from_the_store(stores, level):
 def test_budget_decides_and_the_estimate_is_right(stores, level):
     images, texts = image_keys(40), text_keys(60)
     expected = estimated_bytes(stores[level], images, texts, "tokens")
-    loaded = open_table(stores[level], images, texts, "cpu", "tokens", expected)
+    loaded = open_table(stores[level], images, texts, "cpu", "tokens", "auto", expected)
     held = [loaded.image_pooled, loaded.text_pooled, loaded.images, loaded.texts]
     tensors = [rows.values if isinstance(rows, Dense) else rows.flat for rows in held if rows]
     assert sum(tensor.nbytes for tensor in tensors) == expected
     assert {tensor.dtype for tensor in tensors} == {torch.float16}
-    assert not open_table(stores[level], images, texts, "cpu", "tokens", expected - 1).resident
+    assert open_table(stores[level], images, texts, "cpu", "tokens", "auto", expected - 1).resident == "disk"
 
 
 def test_batches_move_and_select(store):
@@ -104,3 +105,26 @@ def test_batches_move_and_select(store):
     chosen = batch.select(torch.tensor([2, 0]), torch.tensor([3]))
     assert chosen.shape == (2, 1)
     assert torch.equal(chosen.scored[:, 0], batch.scored[[2, 0], 3])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_where_features_stay_changes_no_bit(stores, level):
+    """Through staging buffers that are reused and grow, and without."""
+    images, texts = image_keys(40), text_keys(60)
+    tables = {
+        residency: open_table(stores[level], images, texts, "cpu", "tokens", residency, 0)
+        for residency in ("auto", "disk", "ram")
+    }
+    assert {name: table.resident for name, table in tables.items()} == {"auto": "disk", "disk": "disk", "ram": "ram"}
+    staging, rng, made = Staging(), np.random.default_rng(0), []
+    for size in (3, 9, 1, 20, 4):
+        rows, columns = rng.integers(0, 40, size), rng.integers(0, 60, size + 1)
+        made += [(rows, columns, table.batch(rows, columns, staging=staging)) for table in tables.values()]
+    for rows, columns, batch in made:
+        same(batch, tables["disk"].batch(rows, columns))
+        assert batch.images is None or batch.images.is_contiguous()
+
+
+def test_a_cpu_has_no_memory_of_its_own(store):
+    with pytest.raises(UsageError, match=r"data\.resident"):
+        open_table(store, image_keys(1), text_keys(1), "cpu", "tokens", "gpu", 1 << 30)

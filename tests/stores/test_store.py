@@ -131,6 +131,9 @@ def test_a_key_in_two_parts_is_read_from_the_first(store, make_images):
     store.commit(["i-1"])
     np.testing.assert_array_equal(store.image_tokens(["b", "c"]), [first.tokens[1], second.tokens[1]])
     assert store.keys("image") == {"a", "b", "c"}
+    assert store.parts_of("image", ["c", "a", "b", "c"]).tolist() == [1, 0, 0, 1]
+    with pytest.raises(MissingFeatures, match="1 images: q"):
+        store.parts_of("image", ["a", "q"])
 
 
 def test_zarr_python_opens_a_part_as_a_group(filled, make_images):
