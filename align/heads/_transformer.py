@@ -1,4 +1,4 @@
-"""The blocks that the transformer heads are made of, and the chunks they are run in.
+"""The blocks that the transformer heads are made of.
 
 Pre-norm, GELU, biases everywhere: PyTorch's `TransformerEncoderLayer(norm_first=True)`, with the same
 number of parameters, written out so that one block can be exchanged.
@@ -6,12 +6,9 @@ number of parameters, written out so that one block can be exchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -177,16 +174,3 @@ class TokenInput(nn.Module):
 def mean_tokens(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over the real tokens: x (…, S, W), mask (…, S) → (…, W)."""
     return x.masked_fill(~mask[..., None], 0).sum(-2) / mask.sum(-1, keepdim=True).clamp(min=1)
-
-
-def tokens_at_a_time(device: torch.device) -> int:
-    """Tokens per chunk: on a CPU 16,384 × 512 × 4 B = 32 MB an activation; on a GPU sixteen times that."""
-    return 16_384 if device.type == "cpu" else 262_144
-
-
-def in_chunks(function: Callable[[Tensor], Tensor], chunks: Iterable[Tensor], retained_bytes: int) -> list[Tensor]:
-    """`function` of each chunk. If autograd would hold more than 2 GiB (`retained_bytes`, all chunks
-    together), each is computed again in the backward pass instead: a third more work, bounded memory."""
-    if torch.is_grad_enabled() and retained_bytes > 2 * 2**30:
-        return [checkpoint(function, chunk, use_reentrant=False) for chunk in chunks]
-    return [function(chunk) for chunk in chunks]

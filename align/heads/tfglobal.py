@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import Batch
-from ..scorer import Dims, Scorer, all_pairs, require
-from ._transformer import SelfBlock, TokenInput, in_chunks, tokens_at_a_time
+from ..kernels.pairs import pair_scores
+from ..scorer import Dims, Scorer, require
+from ._transformer import SelfBlock, TokenInput
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,21 @@ class TFGlobal(Scorer):
         )
         self.output = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, 1))
 
+    def joint(self, image: Tensor, image_mask: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        """(n, 1, W) and (n, 1), twice → (n,)."""
+        x, mask = torch.cat([image, text], dim=1), torch.cat([image_mask, text_mask], dim=1)
+        for block in self.blocks:
+            x = block(x, mask)
+        scores: Tensor = self.output(x.mean(1))[:, 0]
+        return scores
+
     def score(self, batch: Batch) -> Tensor:
-        return self.score_pairs(batch, all_pairs(batch)).view(batch.shape)
+        image, text = self.image_input(batch.image_pooled), self.text_input(batch.text_pooled)
+        return pair_scores(self.joint, image[:, None], text[:, None]).float()
 
     def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        if not len(pairs):
-            return torch.zeros(0, device=pairs.device)
         image, text = self.image_input(batch.image_pooled), self.text_input(batch.text_pooled)
-
-        def run(pairs: Tensor) -> Tensor:
-            x = torch.stack([image[pairs[:, 0]], text[pairs[:, 1]]], dim=1)
-            mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-            for block in self.blocks:
-                x = block(x, mask)
-            scores: Tensor = self.output(x.mean(1))[:, 0]
-            return scores
-
-        config = self.settings
-        retained = 4 * 2 * len(pairs) * config.layers * (10 * config.width + 2 * config.ffn)
-        chunks = torch.split(pairs, tokens_at_a_time(pairs.device) // 2)
-        return torch.cat(in_chunks(run, chunks, retained)).float()
+        return pair_scores(self.joint, image[:, None], text[:, None], pairs=pairs).float()
 
 
 def build(config: Config, dims: Dims) -> TFGlobal:

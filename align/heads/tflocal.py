@@ -25,19 +25,16 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import Batch
-from ..scorer import Dims, Scorer, all_pairs, longest, require, tokens_of
+from ..kernels.pairs import RETAINED, TEXTS, memory_scores, pair_scores, tokens_at_a_time
+from ..scorer import Dims, Scorer, require, tokens_of
 from . import cosine
 from ._transformer import (
     CrossBlock,
     KeysValues,
     SelfBlock,
     TokenInput,
-    in_chunks,
     mean_tokens,
-    tokens_at_a_time,
 )
-
-TEXTS = 128  # captions scored against a chunk of images at a time; the shared first queries cost 1/images
 
 
 @dataclass(frozen=True)
@@ -100,13 +97,23 @@ class TFLocal(Scorer):
         config = self.settings
         return 4 * tokens * config.layers * (10 * config.width + 2 * config.ffn)
 
-    def score(self, batch: Batch) -> Tensor:
-        return self.score_pairs(batch, all_pairs(batch)).view(batch.shape)
+    def held_too_much(self, tokens: int) -> bool:
+        """Whether to compute again what so many tokens leave behind."""
+        return self.retained_bytes(tokens) > RETAINED
 
-    def finished(self, scores: Tensor, residual: Tensor) -> Tensor:
-        """Scores in float32, with the multiple of the cosine where it is asked for."""
-        scores = scores.float()
-        return scores if self.cosine_scale is None else scores + self.cosine_scale * residual
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
+        """(N,) of the pairs, or (I, C) of all, without the cosine."""
+        raise NotImplementedError
+
+    def score(self, batch: Batch) -> Tensor:
+        scores = self.scores_of(batch, None).float()
+        return scores if self.cosine_scale is None else scores + self.cosine_scale * cosine.Cosine().score(batch)
+
+    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
+        scores = self.scores_of(batch, pairs).float()
+        if self.cosine_scale is None:
+            return scores
+        return scores + self.cosine_scale * cosine.Cosine().score_pairs(batch, pairs)
 
 
 class Joint(TFLocal):
@@ -116,27 +123,27 @@ class Joint(TFLocal):
         config = self.settings
         return SelfBlock(config.width, config.heads, config.ffn, config.dropout)
 
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        if not len(pairs):
-            return torch.zeros(0, device=pairs.device)
+    def joint(self, image: Tensor, image_mask: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        """(n, P, W), (n, P), (n, T, W), (n, T) → (n,)."""
+        x, mask = torch.cat([image, text], dim=1), torch.cat([image_mask, text_mask], dim=1)
+        for block in self.blocks:
+            x = block(x, mask)
+        pooled = mean_tokens(x, mask) if self.cls is None else x[:, image.shape[1]]
+        scores: Tensor = self.output(pooled)[:, 0]
+        return scores
+
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
         image, image_mask, text, text_mask = self.inputs(batch)
-
-        def run(pairs: Tensor) -> Tensor:
-            length = longest(text_mask[pairs[:, 1]])
-            x = torch.cat([image[pairs[:, 0]], text[pairs[:, 1], :length]], dim=1)
-            mask = torch.cat([image_mask[pairs[:, 0]], text_mask[pairs[:, 1], :length]], dim=1)
-            for block in self.blocks:
-                x = block(x, mask)
-            pooled = mean_tokens(x, mask) if self.cls is None else x[:, image.shape[1]]
-            scores: Tensor = self.output(pooled)[:, 0]
-            return scores
-
-        # Pairs of similar caption length go together, so that little of a chunk is padding.
-        order = text_mask.sum(1)[pairs[:, 1]].argsort(stable=True)
-        each = image.shape[1] + text.shape[1]
-        chunks = torch.split(pairs[order], max(1, tokens_at_a_time(pairs.device) // each))
-        scores = torch.cat(in_chunks(run, chunks, self.retained_bytes(each * len(pairs))))
-        return self.finished(scores[order.argsort()], cosine.Cosine().score_pairs(batch, pairs))
+        return pair_scores(
+            self.joint,
+            image,
+            text,
+            image_mask=image_mask,
+            text_mask=text_mask,
+            pairs=pairs,
+            tokens=tokens_at_a_time(image.device),
+            recompute=self.held_too_much,
+        )
 
 
 class Cross(TFLocal):
@@ -162,62 +169,32 @@ class Cross(TFLocal):
             text = block(text, text_mask)
         return image, image_mask, text, text_mask
 
-    def run(self, x: Tensor, mask: Tensor, memories: list[KeysValues], image_mask: Tensor) -> Tensor:
-        """x (1 or B, T, L, W) and mask (1 or B, T, L): T texts for each of B images, whose keys and values
-        stand in `memories`, one pair per block; image_mask (B, P) → (B, T)."""
-        for block, memory in zip(self.blocks, memories, strict=True):
-            x = block(x, mask, memory, image_mask)
+    def memory(self, image: Tensor, image_mask: Tensor) -> list[KeysValues]:
+        """Keys and values of (B, P, W) image tokens for every block."""
+        return [block.keys_values(image) for block in self.blocks]  # type: ignore[operator]
+
+    def query(self, memory: list[KeysValues], image_mask: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        """x (1 or B, T, L, W) and mask (1 or B, T, L): T texts for each of B images; image_mask (B, P) → (B, T)."""
+        for block, keys_values in zip(self.blocks, memory, strict=True):
+            x = block(x, mask, keys_values, image_mask)
         pooled = mean_tokens(x, mask) if self.cls is None else x[:, :, 0]
         scores: Tensor = self.output(pooled)[..., 0]
         return scores
 
-    def memories(self, image: Tensor) -> list[KeysValues]:
-        """Keys and values of (I, P, W) image tokens for every block."""
-        return [block.keys_values(image) for block in self.blocks]  # type: ignore[operator]
-
-    def score(self, batch: Batch) -> Tensor:
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
         image, image_mask, text, text_mask = self.inputs(batch)
-        tokens, length = tokens_at_a_time(image.device), text.shape[1]
-        order = text_mask.sum(1).argsort(stable=True)
-        captions = torch.split(order, max(1, min(TEXTS, tokens // length)))
-        rows = []
-        at_a_time = max(1, tokens // (min(TEXTS, len(text)) * length))
-        for chosen in torch.split(torch.arange(len(image), device=image.device), at_a_time):
-            tile = partial(self._tile, self.memories(image[chosen]), image_mask[chosen], text, text_mask)
-            retained = self.retained_bytes(len(image) * len(text) * length)
-            rows.append(torch.cat(in_chunks(tile, captions, retained), dim=1))
-        return self.finished(torch.cat(rows)[:, order.argsort()], cosine.Cosine().score(batch))
-
-    def _tile(
-        self,
-        memories: list[KeysValues],
-        image_mask: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        captions: Tensor,
-    ) -> Tensor:
-        length = longest(text_mask[captions])
-        x, mask = text[None, captions, :length], text_mask[None, captions, :length]
-        return self.run(x, mask, memories, image_mask)
-
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        if not len(pairs):
-            return torch.zeros(0, device=pairs.device)
-        image, image_mask, text, text_mask = self.inputs(batch)
-
-        def run(pairs: Tensor) -> Tensor:
-            rows, inverse = torch.unique(pairs[:, 0], return_inverse=True)
-            memories = [(key[inverse], value[inverse]) for key, value in self.memories(image[rows])]
-            length = longest(text_mask[pairs[:, 1]])
-            x, mask = text[pairs[:, 1], None, :length], text_mask[pairs[:, 1], None, :length]
-            return self.run(x, mask, memories, image_mask[pairs[:, 0]])[:, 0]
-
-        # Pairs of one image go together; the gathered keys and values weigh as much as P tokens a pair.
-        order = pairs[:, 0].argsort(stable=True)
-        each = image.shape[1] + text.shape[1]
-        chunks = torch.split(pairs[order], max(1, tokens_at_a_time(pairs.device) // each))
-        scores = torch.cat(in_chunks(run, chunks, self.retained_bytes(each * len(pairs))))
-        return self.finished(scores[order.argsort()], cosine.Cosine().score_pairs(batch, pairs))
+        return memory_scores(
+            self.memory,
+            self.query,
+            image,
+            text,
+            image_mask=image_mask,
+            text_mask=text_mask,
+            pairs=pairs,
+            tokens=tokens_at_a_time(image.device),
+            texts=TEXTS,
+            recompute=self.held_too_much,
+        )
 
 
 def build(config: Config, dims: Dims) -> TFLocal:

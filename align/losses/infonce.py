@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batches import Batch
+from ..kernels.contrastive import infonce
 
-# The logit of what does not take part: finite, so that a row without negatives has no NaN gradient.
-EXCLUDED = -1e30
 MAX_SCALE = 100.0  # CLIP's bound on 1 / temperature
 
 
@@ -48,16 +47,13 @@ def parameters(config: Config) -> dict[str, nn.Parameter]:
 def loss(scores: Tensor, batch: Batch, config: Config, fitted: Mapping[str, Tensor] | None = None) -> Tensor:
     """A scalar float32 from `scores` (I, C). Entries outside `batch.scored` are ignored. `fitted` holds the
     current values of `parameters`; without it the temperature is the configured one."""
-    taken = torch.ones_like(batch.positives) if batch.scored is None else batch.scored
-    # Before scaling: the gradient of the scale would be 0 · inf.
-    logits = scores.float().masked_fill(~taken, 0) * _scale(config, fitted)
-    positives, negatives = taken & batch.positives, taken & ~batch.positives
-    total = logits.new_zeros(())
+    scale = _scale(config, fitted)
+    total = torch.zeros((), device=scores.device)
     if config.block_weight:
-        i2t, t2i = _choice(logits, positives, negatives), _choice(logits.T, positives.T, negatives.T)
-        total = total + config.block_weight * (i2t + t2i) / 2
+        block = infonce(scores.float(), batch.positives, scale=scale, taken=batch.scored)
+        total = total + config.block_weight * block
     if config.quad_weight and len(batch.groups):
-        total = total + config.quad_weight * _swaps(logits, batch.groups)
+        total = total + config.quad_weight * _swaps(scores, batch, scale)
     return total
 
 
@@ -67,20 +63,15 @@ def _scale(config: Config, fitted: Mapping[str, Tensor] | None) -> Tensor | floa
     return fitted["log_scale"].exp().clamp(max=MAX_SCALE)
 
 
-def _choice(logits: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-    """Mean over the rows that have a positive and a negative of the mean over the row's positives of
-    -log(exp s⁺ / (exp s⁺ + Σ exp s⁻))."""
-    against = logits.masked_fill(~negatives, EXCLUDED).logsumexp(1, keepdim=True)
-    counted = positives & negatives.any(1, keepdim=True)
-    losses = F.softplus(against - logits).masked_fill(~counted, 0)
-    rows = counted.any(1)
-    per_row = losses.sum(1) / counted.sum(1).clamp(min=1)
-    return per_row.sum() / rows.sum().clamp(min=1)
-
-
-def _swaps(logits: Tensor, groups: Tensor) -> Tensor:
+def _swaps(scores: Tensor, batch: Batch, scale: Tensor | float) -> Tensor:
     """Mean cross-entropy of the four binary choices in each group."""
-    i0, i1, c0, c1 = groups.unbind(1)
-    right = torch.stack([logits[i0, c0], logits[i1, c1], logits[i0, c0], logits[i1, c1]])
-    wrong = torch.stack([logits[i0, c1], logits[i1, c0], logits[i1, c0], logits[i0, c1]])
+    i0, i1, c0, c1 = batch.groups.unbind(1)
+    rows, columns = torch.stack([i0, i1, i0, i1]), torch.stack([c0, c1, c1, c0])
+    found = scores[rows, columns].float()
+    if batch.scored is not None:
+        # Before scaling: the gradient of the scale would be 0 · inf.
+        found = found.masked_fill(~batch.scored[rows, columns], 0)
+    s00, s11, s01, s10 = (found * scale).unbind(0)
+    right = torch.stack([s00, s11, s00, s11])
+    wrong = torch.stack([s01, s10, s10, s01])
     return F.softplus(wrong - right).mean()
