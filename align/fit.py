@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +22,9 @@ from ..errors import InputError, SpecMismatch, UsageError
 from ..stores.spec import FeatureSpec
 from . import runs
 from .batches import Batch, Features, FeatureTable, open_table
+from .cached import backward
 from .checkpoint import load_scorer, load_state, save_scorer, save_state
+from .loader import Loader
 from .pairs import PairTable
 from .recipe import FitConfig, OptimConfig, load_recipe
 from .sampling import Sampler
@@ -53,6 +55,7 @@ class RunResult:
     steps       optimiser steps taken; `stopped` = "patience" if the run ended before its time
     parameters  trainable parameters of the head
     resident    whether the features were held in memory
+    waited      seconds that steps waited for data, since the run was begun or resumed
     """
 
     run_dir: Path
@@ -65,6 +68,7 @@ class RunResult:
     seconds: float
     parameters: int
     resident: bool
+    waited: float
 
 
 @dataclass
@@ -105,8 +109,12 @@ class Training(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """A scalar."""
+        return self.objective(self.scorer(batch), batch)
+
+    def objective(self, scores: Tensor, batch: Batch) -> Tensor:
+        """The loss of given scores (I, C)."""
         fitted = (dict(self.fitted.items()),) if len(self.fitted) else ()
-        loss: Tensor = self._module.loss(self.scorer(batch), batch, self._config, *fitted)
+        loss: Tensor = self._module.loss(scores, batch, self._config, *fitted)
         return loss
 
 
@@ -142,7 +150,7 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
     config, run_dir = config.complete(), Path(run_dir)
     fabric = _fabric(device, config.precision)
     resuming = runs.claim(run_dir, config, store.spec, resume)
-    with torch.random.fork_rng(devices=_cuda(fabric)):
+    with torch.random.fork_rng(devices=_cuda(fabric)), _deterministic(config.deterministic):
         torch.manual_seed(config.seed)
         model = Training(_head(config, store), config.loss)
         work = _open(config, store, train_pairs_path, val_pairs_path, fabric.device, model.scorer)
@@ -157,11 +165,11 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
         started = time.monotonic() - state.seconds
         optim, check = config.optim, config.validation
         last = state.step if state.exhausted(check.patience) else optim.steps
-        with runs.Log(run_dir, state.step) as log, Batches(work, state.step, last) as batches:
+        span = state.step * optim.accumulate, last * optim.accumulate
+        with runs.Log(run_dir, state.step) as log, Loader(work.sampler, work.features, fabric.device, *span) as loader:
             for step in range(state.step, last):
                 rate = _set_rate(optimizer, optim.rate(step))
-                loss = wrapped(batches(step))
-                fabric.backward(loss)
+                loss = _gradients(fabric, wrapped, loader, step, optim)
                 norm = fabric.clip_gradients(
                     wrapped, stepper, max_norm=optim.clip or math.inf, error_if_nonfinite=False
                 )
@@ -178,11 +186,13 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
                         measured = work.validation.measure(model.scorer)
                         log.write(state.step, validation=measured)
                     saved.save(state, state.observe(next(iter(measured.values()), None)))
+                elif config.checkpoint_every and state.step % config.checkpoint_every == 0:
+                    saved.save_state(state)
                 if progress is not None:
                     progress(Progress(state.step, optim.steps, loss.item(), rate, state.seconds, measured))
                 if measured and state.exhausted(check.patience):
                     break
-    return _finish(run_dir, config, state, model, work)
+    return _finish(run_dir, config, state, model, work, loader.waited)
 
 
 class Checkpoints:
@@ -197,6 +207,10 @@ class Checkpoints:
         if best:
             save_scorer(self.folder / "best.safetensors", self.model.scorer, self.spec)
         save_scorer(self.folder / "last.safetensors", self.model.scorer, self.spec)
+        self.save_state(state)
+
+    def save_state(self, state: State) -> None:
+        """What the run resumes from, alone."""
         facts = dataclasses.asdict(state)
         save_state(self.folder / "state.safetensors", self.model, self.optimizer, facts)
 
@@ -205,32 +219,40 @@ class Checkpoints:
         return State(**load_state(self.folder / "state.safetensors", self.model, self.optimizer))
 
 
-class Batches:
-    """The batches of steps `first` to `last`, in order. If they are read from the store, the next one is
-    made in a thread meanwhile."""
+def _gradients(fabric: Fabric, wrapped: Any, loader: Loader, step: int, optim: OptimConfig) -> Tensor:
+    """Add up the gradients of a step's batches; the mean loss, detached."""
+    losses = []
+    for number in range(optim.accumulate):
+        batch = loader(step * optim.accumulate + number)
+        if optim.chunk:
+            losses.append(_in_two_passes(fabric, wrapped.module, batch, optim))
+        else:
+            loss = wrapped(batch)
+            fabric.backward(loss / optim.accumulate)
+            losses.append(loss.detach())
+    return torch.stack(losses).mean()
 
-    def __init__(self, work: Work, first: int, last: int) -> None:
-        self.work, self.last = work, last
-        self._pool = None if work.features.resident != "disk" else ThreadPoolExecutor(1)
-        self._ahead = self._pool.submit(self._make, first) if self._pool and first < last else None
 
-    def __call__(self, step: int) -> Batch:
-        if self._pool is None or self._ahead is None:
-            return self._make(step)
-        batch = self._ahead.result()
-        if step + 1 < self.last:
-            self._ahead = self._pool.submit(self._make, step + 1)
-        return batch
+def _in_two_passes(fabric: Fabric, model: Training, batch: Batch, optim: OptimConfig) -> Tensor:
+    def score(part: Batch) -> Tensor:
+        with fabric.autocast():
+            scores: Tensor = model.scorer(part)
+            return scores
 
-    def _make(self, step: int) -> Batch:
-        return self.work.sampler.draw(step).batch(self.work.features)
+    loss = backward(score, batch, lambda scores: model.objective(scores, batch) / optim.accumulate, optim.chunk)
+    return loss * optim.accumulate
 
-    def __enter__(self) -> Batches:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Operators that give the same bits each time, where it is asked for; then as it was. On CUDA, cuBLAS also
+    needs CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment, and says so."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _fabric(device: str, precision: Literal["32-true", "bf16-mixed"]) -> Fabric:
@@ -284,7 +306,7 @@ def _open(
         images, captions = table.image_keys, table.caption_keys
         features[name] = open_table(store, images, captions, device, scorer.needs, config.data.resident, budget)
     parts = store.parts_of("image", tables["train"].image_keys) if config.data.shuffle_window else None
-    sampler = Sampler(tables["train"], config.data, config.optim.steps, config.seed, parts)
+    sampler = Sampler(tables["train"], config.data, config.optim.steps * config.optim.accumulate, config.seed, parts)
     judge = None
     if validation is not None:
         judge = Validation(tables["validation"], features["validation"], config.validation.limit)
@@ -325,7 +347,7 @@ def _parameters(model: Training) -> int:
     return sum(parameter.numel() for parameter in model.scorer.parameters() if parameter.requires_grad)
 
 
-def _finish(run_dir: Path, config: FitConfig, state: State, model: Training, work: Work) -> RunResult:
+def _finish(run_dir: Path, config: FitConfig, state: State, model: Training, work: Work, waited: float) -> RunResult:
     result = RunResult(
         run_dir=run_dir,
         checkpoint=run_dir / "checkpoints" / "best.safetensors",
@@ -337,6 +359,7 @@ def _finish(run_dir: Path, config: FitConfig, state: State, model: Training, wor
         seconds=state.seconds,
         parameters=_parameters(model),
         resident=work.features.resident != "disk",
+        waited=waited,
     )
     places = {"run_dir": run_dir.name, "checkpoint": "checkpoints/best.safetensors"}
     runs.write_json(run_dir / "result.json", dataclasses.asdict(result) | places)

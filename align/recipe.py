@@ -27,6 +27,9 @@ class OptimConfig:
                   PyTorch's, betas left alone); "cosine": straight up, half a cosine down; "constant" after it
     warmup        share of the steps
     clip          the largest gradient norm, 0 = unbounded
+    accumulate    batches whose gradients are averaged in a step; each batch has its own negatives
+    chunk         images scored at a time, 0 = all of a batch: the same gradients from two passes, so that memory
+                  depends on the chunk and not on the batch (see `cached.backward`)
     """
 
     steps: int = 2000
@@ -37,6 +40,8 @@ class OptimConfig:
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
     warmup: float = 0.1
     clip: float = 1.0
+    accumulate: int = 1
+    chunk: int = 0
 
     def rate(self, step: int) -> float:
         """The learning rate of `step`, counted from 0: a pure function, so resuming needs no state."""
@@ -69,6 +74,8 @@ class FitConfig:
     init        checkpoint of the same head on the same features to start from, "" = at random
     precision   "32-true", or "bf16-mixed": products in bfloat16, parameters, scores and loss in float32
     log_every   steps between lines of metrics.jsonl
+    checkpoint_every  steps between checkpoints beside those of the validations, 0 = none
+    deterministic     only operators that give the same bits each time; one that cannot ends the run
     """
 
     head: dict[str, Any]
@@ -80,12 +87,16 @@ class FitConfig:
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     log_every: int = 10
+    checkpoint_every: int = 0
+    deterministic: bool = False
 
     def complete(self) -> FitConfig:
         """With every option of head and loss written out. Raises `UnknownName`, `UsageError`."""
         config = dataclasses.replace(self, head=_completed("heads", self.head), loss=_completed("losses", self.loss))
         if config.optim.steps < 1 or config.validation.every < 1 or config.log_every < 1:
             raise UsageError("optim.steps, validation.every and log_every must be at least 1")
+        if config.optim.accumulate < 1 or config.optim.chunk < 0 or config.checkpoint_every < 0:
+            raise UsageError("optim.accumulate must be at least 1, optim.chunk and checkpoint_every at least 0")
         if not 0 <= config.optim.warmup <= 1:
             raise UsageError(f"optim.warmup = {config.optim.warmup} is no share of the steps", "Give 0 to 1.")
         return config
