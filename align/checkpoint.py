@@ -115,9 +115,16 @@ def _mismatch(path: Path, fitted: FeatureSpec, given: FeatureSpec) -> SpecMismat
     )
 
 
-def save_state(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
-    """All that a run needs to go on exactly: weights, optimiser state, random generators, `facts` (JSON)."""
+def save_state(
+    path: Path,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    facts: dict[str, Any],
+    extra: dict[str, Tensor] | None = None,
+) -> None:
+    """All that a run needs to go on exactly: weights, optimiser state, random generators, `facts` (JSON), `extra`."""
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    tensors |= {f"extra.{name}": tensor for name, tensor in (extra or {}).items()}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
@@ -127,8 +134,10 @@ def save_state(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optim
     save_tensors(path, tensors, {"format": STATE_FORMAT, "facts": canonical(facts).decode()})
 
 
-def load_state(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore what `save_state` wrote and return its facts. Raises `InputError` if the file does not fit."""
+def load_state(
+    path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Restore what `save_state` wrote; its facts and `extra`. Raises `InputError` if the file does not fit."""
     tensors, header = read_tensors(path, STATE_FORMAT)
     states: dict[int, dict[str, Tensor]] = {}
     weights = {}
@@ -147,5 +156,5 @@ def load_state(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optim
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
-    facts: dict[str, Any] = json.loads(header["facts"])
-    return facts
+    extra = {name.removeprefix("extra."): tensor for name, tensor in tensors.items() if name.startswith("extra.")}
+    return json.loads(header["facts"]), extra

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ from . import runs
 from .batches import Batch, Features, FeatureTable, open_table
 from .cached import backward
 from .checkpoint import load_scorer, load_state, save_scorer, save_state
-from .loader import Loader
+from .feed import Feed
+from .mining import Miner
 from .pairs import PairTable
 from .recipe import FitConfig, OptimConfig, load_recipe
 from .sampling import Sampler
@@ -126,6 +127,7 @@ class Work:
     sampler: Sampler
     features: FeatureTable
     validation: Validation | None
+    miner: Miner | None
 
 
 def fit(  # noqa: PLR0913 - one call is the whole stage
@@ -156,7 +158,8 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
         work = _open(config, store, train_pairs_path, val_pairs_path, fabric.device, model.scorer)
         optimizer = _adamw(model, config.optim)
         wrapped, stepper = fabric.setup(model, optimizer)
-        saved = Checkpoints(run_dir / "checkpoints", model, optimizer, store.spec)
+        feed = Feed(work.sampler, work.features, fabric.device, config.optim.accumulate, model.scorer, work.miner)
+        saved = Checkpoints(run_dir / "checkpoints", model, optimizer, store.spec, feed)
         state = saved.load() if resuming else State()
         if not resuming:
             facts = runs.provenance(config, store.spec, work.tables)
@@ -165,11 +168,10 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
         started = time.monotonic() - state.seconds
         optim, check = config.optim, config.validation
         last = state.step if state.exhausted(check.patience) else optim.steps
-        span = state.step * optim.accumulate, last * optim.accumulate
-        with runs.Log(run_dir, state.step) as log, Loader(work.sampler, work.features, fabric.device, *span) as loader:
+        with runs.Log(run_dir, state.step) as log, feed:
             for step in range(state.step, last):
                 rate = _set_rate(optimizer, optim.rate(step))
-                loss = _gradients(fabric, wrapped, loader, step, optim)
+                loss = _gradients(fabric, wrapped, feed.batches(step, last), optim)
                 norm = fabric.clip_gradients(
                     wrapped, stepper, max_norm=optim.clip or math.inf, error_if_nonfinite=False
                 )
@@ -192,15 +194,17 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
                     progress(Progress(state.step, optim.steps, loss.item(), rate, state.seconds, measured))
                 if measured and state.exhausted(check.patience):
                     break
-    return _finish(run_dir, config, state, model, work, loader.waited)
+    return _finish(run_dir, config, state, model, work, feed.waited)
 
 
 class Checkpoints:
     """best and last as scorers, and the state that a run resumes from. The state is written last and holds
     its own weights, so a run killed between two files goes on from the former state."""
 
-    def __init__(self, folder: Path, model: Training, optimizer: torch.optim.Optimizer, spec: FeatureSpec) -> None:
-        self.folder, self.model, self.optimizer, self.spec = folder, model, optimizer, spec
+    def __init__(
+        self, folder: Path, model: Training, optimizer: torch.optim.Optimizer, spec: FeatureSpec, feed: Feed
+    ) -> None:
+        self.folder, self.model, self.optimizer, self.spec, self.feed = folder, model, optimizer, spec, feed
 
     def save(self, state: State, best: bool) -> None:
         """Write all three, or only two if this is not the best so far."""
@@ -212,18 +216,20 @@ class Checkpoints:
     def save_state(self, state: State) -> None:
         """What the run resumes from, alone."""
         facts = dataclasses.asdict(state)
-        save_state(self.folder / "state.safetensors", self.model, self.optimizer, facts)
+        save_state(self.folder / "state.safetensors", self.model, self.optimizer, facts, self.feed.state())
 
     def load(self) -> State:
         """Weights, optimiser and random generators as they were saved."""
-        return State(**load_state(self.folder / "state.safetensors", self.model, self.optimizer))
+        facts, extra = load_state(self.folder / "state.safetensors", self.model, self.optimizer)
+        if self.feed.miner is not None:
+            self.feed.miner.restore(extra)
+        return State(**facts)
 
 
-def _gradients(fabric: Fabric, wrapped: Any, loader: Loader, step: int, optim: OptimConfig) -> Tensor:
+def _gradients(fabric: Fabric, wrapped: Any, batches: Iterable[Batch], optim: OptimConfig) -> Tensor:
     """Add up the gradients of a step's batches; the mean loss, detached."""
     losses = []
-    for number in range(optim.accumulate):
-        batch = loader(step * optim.accumulate + number)
+    for batch in batches:
         if optim.chunk:
             losses.append(_in_two_passes(fabric, wrapped.module, batch, optim))
         else:
@@ -307,10 +313,12 @@ def _open(
         features[name] = open_table(store, images, captions, device, scorer.needs, config.data.resident, budget)
     parts = store.parts_of("image", tables["train"].image_keys) if config.data.shuffle_window else None
     sampler = Sampler(tables["train"], config.data, config.optim.steps * config.optim.accumulate, config.seed, parts)
+    mined = config.data.mined
+    miner = Miner(tables["train"], features["train"], mined, config.seed) if mined.k else None
     judge = None
     if validation is not None:
         judge = Validation(tables["validation"], features["validation"], config.validation.limit)
-    return Work(tables, sampler, features["train"], judge)
+    return Work(tables, sampler, features["train"], judge, miner)
 
 
 def _adamw(model: Training, optim: OptimConfig) -> torch.optim.AdamW:

@@ -7,12 +7,13 @@ seen. Pairs are drawn without replacement, epoch after epoch; the two pairs of a
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from ..errors import InputError, UsageError
+from .mining import MinedConfig
 from .order import epoch_order
 from .pairs import Draw, PairTable
 
@@ -47,6 +48,7 @@ class DataConfig:
     resident_gib  the most memory that "auto" takes
     shuffle_window  0: an epoch shuffles all pairs. n > 0: it shuffles the store's parts of images, and the pairs
                   of n parts at a time, so that a store larger than the memory is read part by part
+    mined         negatives found by their features, beside those of the table: see `MinedConfig`
     """
 
     train: str = "train"
@@ -58,6 +60,7 @@ class DataConfig:
     resident: Literal["auto", "disk", "ram", "gpu"] = "auto"
     resident_gib: float = 4.0
     shuffle_window: int = 0
+    mined: MinedConfig = field(default_factory=MinedConfig)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +89,9 @@ class _Epochs:
 
 class Sampler:
     """The batches of a run, by step. `parts` (number of image keys,) int64: the part of the store in which each
-    image row lies (`Snapshot.parts_of`), which `shuffle_window` needs. Raises `UsageError` for a curriculum that is
-    out of order or a window without parts, `InputError` for a stage that no pair matches."""
+    image row lies (`Snapshot.parts_of`), which `shuffle_window` needs. `candidates` (I, k) int32, None = none yet: the
+    mined captions of each image row, -1 = none; a batch is a function of these too. Raises `UsageError` for a
+    curriculum that is out of order or a window without parts, `InputError` for a stage that no pair matches."""
 
     def __init__(
         self, table: PairTable, config: DataConfig, steps: int, seed: int, parts: np.ndarray | None = None
@@ -98,13 +102,18 @@ class Sampler:
             raise UsageError("data.shuffle_window needs the part of each image", "Give Sampler(parts=...).")
         self.table, self.config, self.seed = table, config, seed
         self.stages = _stages(table, config.curriculum, steps, parts)
+        self.candidates: np.ndarray | None = None
         self._epoch: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
 
     def draw(self, step: int) -> Draw:
         """The batch of `step`, counted from 0."""
         pairs = self.pairs(step)
         rng = np.random.default_rng([self.seed, 1, step])
-        negatives = [self._negatives(int(pair), rng) for pair in pairs]
+        # A stream of their own, so that mining changes nothing else of a batch.
+        mining = np.random.default_rng([self.seed, 2, step])
+        negatives = [
+            np.concatenate([self._negatives(int(pair), rng), self._mined(int(pair), mining)]) for pair in pairs
+        ]
         if not self.config.partners:
             return self.table.draw(pairs, negatives)
         # Offsets from 2 on: at 1 stands the other pair of the own swap group, which is scored anyway.
@@ -132,6 +141,15 @@ class Sampler:
     def _negatives(self, pair: int, rng: np.random.Generator) -> np.ndarray:
         given, wanted = self.table.negatives_of(pair), self.config.negatives
         return given if wanted < 0 or wanted >= len(given) else rng.choice(given, wanted, replace=False)
+
+    def _mined(self, pair: int, rng: np.random.Generator) -> np.ndarray:
+        none = np.zeros(0, dtype=np.int64)
+        if self.candidates is None or not self.config.mined.k:
+            return none
+        found = self.candidates[self.table.images[pair]].astype(np.int64)
+        found = found[found >= 0]
+        wanted = min(self.config.mined.draw, len(found))
+        return rng.choice(found, wanted, replace=False) if wanted else none
 
 
 def _stages(table: PairTable, curriculum: tuple[Stage, ...], steps: int, parts: np.ndarray | None) -> list[_Epochs]:

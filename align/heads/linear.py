@@ -43,6 +43,11 @@ class Linear(Scorer):
             images, texts = unit(batch.image_pooled), self._mapped(batch)
             return (images[pairs[:, 0]] * texts[pairs[:, 1]]).sum(-1)
 
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """image (I, E) and text (C, E) float32: their inner products are the scores. What negatives are mined with."""
+        with full_precision(batch):
+            return unit(batch.image_pooled), self._mapped(batch)
+
     def _mapped(self, batch: Batch) -> Tensor:
         mapped: Tensor = self.map(unit(batch.text_pooled))
         return mapped

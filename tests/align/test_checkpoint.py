@@ -95,11 +95,15 @@ def test_states_restore_the_optimiser_exactly(tmp_path):
     scorer = build("linear", {})
     optimizer = torch.optim.AdamW(scorer.parameters(), lr=0.1)
     stepped(scorer, optimizer, 3)
-    save_state(tmp_path / "s.safetensors", scorer, optimizer, {"step": 3})
+    mined = torch.arange(6, dtype=torch.int32).view(3, 2)
+    save_state(tmp_path / "s.safetensors", scorer, optimizer, {"step": 3}, {"mined": mined})
     expected = stepped(scorer, optimizer, 2)
     fresh = build("linear", {}, seed=5)
     other = torch.optim.AdamW(fresh.parameters(), lr=0.1)
-    assert load_state(tmp_path / "s.safetensors", fresh, other) == {"step": 3}
+    facts, extra = load_state(tmp_path / "s.safetensors", fresh, other)
+    assert facts == {"step": 3}
+    assert extra.keys() == {"mined"}
+    assert torch.equal(extra["mined"], mined)
     assert torch.equal(stepped(fresh, other, 2), expected)
     with pytest.raises(InputError, match="does not fit this run"):
         load_state(tmp_path / "s.safetensors", build("tfglobal", HEADS[3][1]), other)

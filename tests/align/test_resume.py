@@ -46,7 +46,13 @@ def losses(run):
     return [(line["step"], line["loss"], line["rate"]) for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize("settings", [(), ("optim.accumulate=2", "optim.chunk=3", "data.negatives=0")])
+MINED = (
+    'head={name = "linear"}', "data.mined.k=4", "data.mined.every=10",
+    "optim.accumulate=2", "optim.chunk=3", "data.negatives=0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [(), MINED])
 def test_five_kills_change_no_bit(store, quad_table, tmp_path, settings):
     undisturbed = begin(store, quad_table, tmp_path / "whole", settings)
     _, errors = undisturbed.communicate(timeout=120)
@@ -71,3 +77,7 @@ def test_five_kills_change_no_bit(store, quad_table, tmp_path, settings):
         whole, killed = map(load_file, files)
         assert whole.keys() == killed.keys()
         assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    if settings is MINED:
+        state = load_file(tmp_path / "killed" / "checkpoints" / "state.safetensors")
+        assert int(state["extra.mined_at"]) == 30
+        assert (state["extra.candidates"] >= 0).any()

@@ -87,3 +87,9 @@ def test_the_control_differs_from_tflocal_in_its_head_alone():
     assert tflocal == tfglobal
     del control["name"]
     assert control.items() <= head.items()
+
+
+def test_tflocal_cross_differs_from_tflocal_in_its_interaction_alone():
+    joint, cross = to_dict(load_recipe("tflocal")), to_dict(load_recipe("tflocal-cross"))
+    assert (joint["head"].pop("interaction"), cross["head"].pop("interaction")) == ("joint", "cross")
+    assert joint == cross
