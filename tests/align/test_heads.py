@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from compal.align.batches import Batch, join
-from compal.align.heads import _transformer, maxsim, tflocal
+from compal.align.heads import _transformer, tflocal
+from compal.align.kernels import _maxsim_cpu
 from compal.align.scorer import Dims, all_pairs, build_head
 from compal.errors import InputError, UsageError
 
@@ -47,11 +48,11 @@ def slow_maxsim(batch, direction):
     return scores
 
 
-@pytest.mark.parametrize("tile", [1, 200, maxsim.TILE])
+@pytest.mark.parametrize("tile", [1, 200, _maxsim_cpu.TILE])
 @pytest.mark.parametrize("direction", ["t2i", "i2t", "both"])
 @pytest.mark.parametrize("level", ["tokens", "regions"])
 def test_maxsim_equals_the_slow_loop(stores, monkeypatch, level, direction, tile):
-    monkeypatch.setattr(maxsim, "TILE", tile)
+    monkeypatch.setattr(_maxsim_cpu, "TILE", tile)
     store = stores[level]
     batch = join(store, image_keys(6), text_keys(9))
     scorer = build(store, "maxsim", direction=direction)
