@@ -68,6 +68,8 @@ def fit(
     name: options.Name = "",
     resume: options.Resume = False,
     device: options.Device = "cpu",
+    resident: options.Resident = "",
+    deterministic: options.Deterministic = False,
     as_json: options.Json = False,
     work: options.Work = None,
 ) -> None:
@@ -84,9 +86,11 @@ def fit(
 
     workspace = find_workspace(work)
     chosen, dataset = choose(workspace, backbone, data)
+    settings = [*(set_ or ()), *([f"data.resident={resident}"] if resident else [])]
+    settings += ["deterministic=true"] if deterministic else []
     with console.Fitting() as fitting:
         run = api.fit(
-            recipe, chosen, dataset, settings=set_ or (), name=name, device=device, resume=resume,
+            recipe, chosen, dataset, settings=settings, name=name, device=device, resume=resume,
             workspace=workspace, progress=fitting.tick,
         )  # fmt: skip
     workspace.remember(chosen, dataset)

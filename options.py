@@ -97,6 +97,18 @@ BatchSize = Annotated[
 Workers = Annotated[
     int | None, _option(MACHINE, "Decoding threads.", min=1, show_default="2, or all cores beside a GPU")
 ]
+Resident = Annotated[
+    str,
+    _option(
+        MACHINE,
+        "Where features stay while fitting: disk, ram, gpu, or auto, as fits.",
+        metavar="disk|ram|gpu|auto",
+        show_default="the recipe's, usually auto",
+    ),
+]
+Deterministic = Annotated[
+    bool, _option(MACHINE, "Only operators that give the same bits each time.", "--deterministic")
+]
 Precision = Annotated[str, _option(WHAT, "Of the forward pass: float32, bfloat16 or float16 (autocast).")]
 Jpeg = Annotated[str, _option(WHAT, "exact, or reduced: large JPEGs are decoded at a fraction of their scale.")]
 Compile = Annotated[bool, _option(MACHINE, "Send the towers through torch.compile.", "--compile")]
