@@ -3,6 +3,7 @@
 Importable alone: they know torch and this package's errors, nothing else of compal.
 
     maxsim                            late interaction: each token takes its best partner (FILIP, ColBERT)
+    attend, segment_queries           text-conditioned pooling against the token (SCAN, SPARC, XAC)
     infonce, sigmoid                  contrastive losses of a score block, several positives and hard negatives
     contrastive, gather               the same from embeddings, tile by tile; features of all processes
     pair_scores, memory_scores        joint transformers over chosen or all pairs, with recompute
@@ -11,6 +12,7 @@ Importable alone: they know torch and this package's errors, nothing else of com
 """
 
 from ._tokens import Packed, pack, unpack
+from .attend import attend, reference_attend, segment_queries
 from .contrastive import (
     contrastive,
     gather,
@@ -25,6 +27,7 @@ from .pairs import memory_scores, pair_scores
 
 __all__ = [
     "Packed",
+    "attend",
     "contrastive",
     "gather",
     "infonce",
@@ -32,10 +35,12 @@ __all__ = [
     "memory_scores",
     "pack",
     "pair_scores",
+    "reference_attend",
     "reference_contrastive",
     "reference_infonce",
     "reference_maxsim",
     "reference_sigmoid",
+    "segment_queries",
     "sigmoid",
     "unpack",
 ]

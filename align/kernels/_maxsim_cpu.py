@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILE = 24 * 2**20  # bytes of similarities at a time: some MB keep the product at its peak, more fall out of cache
+TILE = 16 * 2**20  # bytes of similarities at a time: some MB keep the product at its peak, more fall out of cache
 ROWS = 4096  # the most text tokens of a tile
-IMAGES = 16  # the most images of a tile
+IMAGES = 8  # the most images of a tile
 ENTRIES = 2**22  # gradient entries gathered at a time: 48 MB of places and weights
 
 Array = np.ndarray[Any, Any]
