@@ -131,3 +131,13 @@ def test_help_needs_no_torch(arguments):
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "align" / "kernels").glob("*.py")), ids=lambda path: path.name)
+def test_kernels_stand_alone(path):
+    """They are importable without the rest of compal: of it they know the errors, and each other."""
+    package = path.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level > 1:
+            base = package[: len(package) - (node.level - 1)]
+            assert (*base, *(node.module or "").split(".")) == ("errors",), f"line {node.lineno}"
