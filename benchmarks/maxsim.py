@@ -6,13 +6,12 @@
 
 Rounds are interleaved: in each, the product (the peak), ours and every other form run once; figures are medians.
 "fwd_*" are shares of the product's FLOP/s; "train_*" are the time of the named form over ours, forward and backward.
-Other packages are timed where they are installed, else null. On a GPU everything is bfloat16.
+Other packages (`_maxsim_peers.py`) are timed where they are installed and right. On a GPU everything is bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import platform
 import statistics
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _maxsim_peers import Score, peers
 from torch import Tensor
 
 from compal.align.kernels import Packed, maxsim
@@ -106,25 +106,6 @@ def training(score: Callable[[Tensor, Tensor], Tensor], image: Tensor, text: Ten
     return run
 
 
-def peers(direction: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Scoring functions of other packages, those that are installed, in one direction (they know no other)."""
-    found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
-    if direction != "t2i":
-        return found
-    places = {
-        "pylate": ("pylate.scores", "colbert_scores"),
-        "late_interaction_kernels": ("late_interaction_kernels", "maxsim"),
-        "flash_maxsim": ("flash_maxsim", "maxsim"),
-    }
-    for name, (module, function) in places.items():
-        try:
-            call = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError):
-            continue
-        found[name] = lambda image, text, call=call: call(text, image).T
-    return found
-
-
 def forward(width: int, direction: str, batch: int, count: int) -> dict[str, Any]:
     image, text = tokens(batch, width)
     flops = 2.0 * batch * batch * PATCHES * WORDS * width
@@ -132,12 +113,15 @@ def forward(width: int, direction: str, batch: int, count: int) -> dict[str, Any
     functions: dict[str, Callable[[], Any]] = {"product": peak}
     functions["compal"] = lambda: maxsim(image, text, direction=direction)  # type: ignore[arg-type]
     functions["einsum+amax"] = lambda: naive("amax", direction)(image, text)
-    for name, call in peers(direction).items():
-        functions[name] = lambda call=call: call(image, text)
     with torch.no_grad():
+        told = beside(direction, False, image, text)
+        for name, call in told.items():
+            if not isinstance(call, str):
+                functions[name] = lambda call=call: call(image, text)  # type: ignore[misc]
         seconds = rounds(functions, count)
     rate = work / seconds["product"]
-    row = {name: flops / taken / rate for name, taken in seconds.items() if name != "product"}
+    row: dict[str, Any] = {name: flops / taken / rate for name, taken in seconds.items() if name != "product"}
+    row |= {name: call for name, call in told.items() if isinstance(call, str)}
     return {"D": width, "direction": direction, "B": batch, "peak GFLOP/s": rate / 1e9, **row}
 
 
@@ -146,9 +130,19 @@ def train(width: int, direction: str, batch: int, count: int) -> dict[str, Any]:
     functions = {"compal": training(lambda i, t: maxsim(i, t, direction=direction), image, text)}  # type: ignore[arg-type]
     for how in ("amax", "max_values"):
         functions[how] = training(naive(how, direction), image, text)
+    told = beside(direction, True, image, text)
+    for name, call in told.items():
+        if not isinstance(call, str):
+            functions[name] = training(call, image, text)
     seconds = rounds(functions, count)
-    ratios = {name: taken / seconds["compal"] for name, taken in seconds.items() if name != "compal"}
+    ratios: dict[str, Any] = {name: taken / seconds["compal"] for name, taken in seconds.items() if name != "compal"}
+    ratios |= {name: call for name, call in told.items() if isinstance(call, str)}
     return {"D": width, "direction": direction, "B": batch, "compal s": seconds["compal"], **ratios}
+
+
+def beside(direction: str, trained: bool, image: Tensor, text: Tensor) -> dict[str, Score | str]:
+    """The other packages."""
+    return peers(DEVICE, direction, trained, lambda i, t: maxsim(i, t, direction=direction), image, text)  # type: ignore[arg-type]
 
 
 def train_ragged(batch: int, count: int) -> dict[str, Any]:
@@ -226,6 +220,9 @@ def measure(full: bool) -> dict[str, Any]:
     result["train_both_256_vs_max_values"] = trains[1]["max_values"]
     result["train_ragged_vs_amax"] = trains[-1]["amax"]
     result["retained_vs_similarity"] = retained(batch)
+    if full:
+        kept = retained(1024) * 4 * 1024**2 * PATCHES * WORDS
+        result["saved_gb_both_256_at_1024"] = kept / 1e9
     if DEVICE == "cpu":
         result["peak_vs_similarity"] = peak_memory(96)
     return {**result, "forward": forwards, "train": trains}
@@ -239,10 +236,10 @@ def machine() -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    names = list(rows[0])
+    names = list(dict.fromkeys(name for row in rows for name in row))
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
-        cells = [f"{row.get(name):.3g}" if isinstance(row.get(name), float) else str(row.get(name)) for name in names]
+        cells = [f"{row[name]:.3g}" if isinstance(row.get(name), float) else str(row.get(name, "")) for name in names]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -264,6 +261,8 @@ def main() -> None:
     print("Forward, share of the product's rate\n\n" + table(result["forward"]) + "\n")
     print("Forward and backward, times ours\n\n" + table(result["train"]) + "\n")
     print(f"kept for backward, both directions, over the similarities: {result['retained_vs_similarity']:.4f}")
+    if "saved_gb_both_256_at_1024" in result:
+        print(f"the same at B = 1,024: {result['saved_gb_both_256_at_1024']:.3f} GB")
     if "peak_vs_similarity" in result:
         print(
             "peak memory over the similarities, B = 96:",
