@@ -232,11 +232,14 @@ def fit(
     resume: bool = False,
     workspace: Workspace | None = None,
     progress: Callable[[Progress], None] | None = None,
+    devices: int = 1,
+    nodes: int = 1,
 ) -> RunResult:
     """Fit a recipe (a name or a TOML file) on extracted features; the run lies in `workspace.runs`.
 
     settings  `key=value` on top of the recipe
     name      of the run's folder; made from recipe, settings, features and data by default
+    devices, nodes  processes a machine and machines that share every batch: see `align.fit.fit`
     Raises `MissingFeatures` if store or pairs table are not there, and what `align.fit.fit` raises.
     """
     from .align.fit import fit as fit_run
@@ -252,7 +255,7 @@ def fit(
     train, validation = pairs_of(data, config.data.train, config.data.validation, workspace, named)
     store = store_of(spec, workspace)
     run = workspace.runs / (name or run_name(recipe, config, store.spec, data))
-    return fit_run(config, store, train, validation, run, device, progress, resume)
+    return fit_run(config, store, train, validation, run, device, progress, resume, devices, nodes)
 
 
 @dataclass(frozen=True)

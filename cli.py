@@ -38,7 +38,8 @@ def main() -> None:
     except CompalError as error:
         if os.environ.get("COMPAL_TRACEBACK"):
             raise
-        print(f"compal: {error}", file=sys.stderr)
+        if not error.relayed:
+            print(f"compal: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("compal: interrupted. Start the same command again; it goes on where it was.", file=sys.stderr)
@@ -70,6 +71,8 @@ def fit(
     device: options.Device = "cpu",
     resident: options.Resident = "",
     deterministic: options.Deterministic = False,
+    devices: options.Ranks = 1,
+    nodes: options.Nodes = 1,
     as_json: options.Json = False,
     work: options.Work = None,
 ) -> None:
@@ -81,8 +84,11 @@ def fit(
     Example: compal fit tflocal --backbone shapes-vit --data shapes --set optim.steps=300
 
     Example: compal fit linear --backbone clip --data coco:/data/coco
+
+    Example: compal fit linear --backbone clip --data coco:/data/coco --device cuda --devices 4
     """
     from . import api, console
+    from .align import processes
 
     workspace = find_workspace(work)
     chosen, dataset = choose(workspace, backbone, data)
@@ -91,10 +97,11 @@ def fit(
     with console.Fitting() as fitting:
         run = api.fit(
             recipe, chosen, dataset, settings=settings, name=name, device=device, resume=resume,
-            workspace=workspace, progress=fitting.tick,
+            workspace=workspace, progress=fitting.tick, devices=devices, nodes=nodes,
         )  # fmt: skip
-    workspace.remember(chosen, dataset)
-    console.show_run(run, as_json)
+    if processes.first():
+        workspace.remember(chosen, dataset)
+        console.show_run(run, as_json)
 
 
 @app.command("eval", rich_help_panel="The three stages")

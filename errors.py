@@ -17,9 +17,11 @@ from collections.abc import Iterable
 
 
 class CompalError(Exception):
-    """`what` happened and where, and the `cure`. `str(error)` is one line of both."""
+    """`what` happened and where, and the `cure`. `str(error)` is one line of both. `relayed`: another process of the
+    same run shows it."""
 
     exit_code = 1
+    relayed = False
 
     def __init__(self, what: str, cure: str = "") -> None:
         self.what = " ".join(what.split())

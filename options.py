@@ -106,6 +106,10 @@ Resident = Annotated[
         show_default="the recipe's, usually auto",
     ),
 ]
+Ranks = Annotated[
+    int, _option(MACHINE, "Processes on this machine that share every batch, on CUDA a GPU each.", "--devices", min=1)
+]
+Nodes = Annotated[int, _option(MACHINE, "Machines, each with so many processes.", "--nodes", min=1)]
 Deterministic = Annotated[
     bool, _option(MACHINE, "Only operators that give the same bits each time.", "--deterministic")
 ]

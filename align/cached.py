@@ -20,7 +20,8 @@ def backward(
     """Add the gradients of `objective(score(batch))` to the parameters of both; the detached scalar loss.
 
     `score` gives (I, C) and treats images alone; it sees `chunk` images at a time. `objective` takes (I, C).
-    Random generators are replayed, so dropout is the same in both passes.
+    With `Batch.rows`, I counts the images that are here. Random generators are replayed, so dropout is the same in both
+    passes.
     """
     count, captions = batch.shape
     columns = torch.arange(captions, device=batch.device)

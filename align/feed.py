@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import TracebackType
 
-import torch
 from torch import Tensor
 
 from .batches import Batch, FeatureTable
+from .distributed import Team
 from .loader import Loader
 from .mining import Miner
 from .sampling import Sampler
@@ -18,7 +18,8 @@ from .scorer import Scorer
 class Feed:
     """The batches of a run's steps, `accumulate` of them a step. A context manager.
 
-    No batch is drawn ahead of a mining that it depends on, so the loader ends where the next one is due.
+    No batch is drawn ahead of a mining that it depends on, so the loader ends where the next one is due. Of several
+    processes the first mines; each has its share of a batch's images (`Loader`).
 
     waited  seconds that steps waited for data; mining is not among them
     """
@@ -27,12 +28,12 @@ class Feed:
         self,
         sampler: Sampler,
         features: FeatureTable,
-        device: torch.device,
+        team: Team,
         accumulate: int,
         scorer: Scorer,
         miner: Miner | None,
     ) -> None:
-        self.sampler, self.features, self.device = sampler, features, device
+        self.sampler, self.features, self.team = sampler, features, team
         self.accumulate, self.scorer, self.miner = accumulate, scorer, miner
         self._loader: Loader | None = None
         self._end, self._waited = 0, 0.0
@@ -42,7 +43,8 @@ class Feed:
         if self._loader is None or step >= self._end:
             self._loader = self._begin(step, last)
         for number in range(self.accumulate):
-            yield self._loader(step * self.accumulate + number)
+            loader, wanted = self._loader, step * self.accumulate + number
+            yield self.team.agreed(lambda: loader(wanted))  # noqa: B023 - called at once
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs of it."""
@@ -56,11 +58,18 @@ class Feed:
         self._close()
         self._end = last
         if self.miner is not None:
-            self.miner.refresh(step, self.scorer)
+            self._mine(self.miner, step)
             self.sampler.candidates = self.miner.candidates
             self._end = min(last, self.miner.next_refresh(step, self.scorer) or last)
         span = step * self.accumulate, self._end * self.accumulate
-        return Loader(self.sampler, self.features, self.device, *span).__enter__()
+        team = self.team
+        loader = Loader(self.sampler, self.features, team.fabric.device, *span, rank=team.rank, world=team.world)
+        return loader.__enter__()
+
+    def _mine(self, miner: Miner, step: int) -> None:
+        found = self.team.led(lambda: miner.state() if miner.refresh(step, self.scorer) else None)
+        if found is not None and not self.team.lead:
+            miner.restore(found)
 
     def _close(self) -> None:
         if self._loader is not None:

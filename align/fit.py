@@ -4,48 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import registry
-from ..config import from_dict
 from ..errors import InputError, SpecMismatch, UsageError
 from ..stores.spec import FeatureSpec
 from . import runs
 from .batches import Batch, Features, FeatureTable, open_table
 from .cached import backward
-from .checkpoint import load_scorer, load_state, save_scorer, save_state
+from .checkpoint import load_scorer
+from .distributed import Team, open_team
 from .feed import Feed
 from .mining import Miner
 from .pairs import PairTable
 from .recipe import FitConfig, OptimConfig, load_recipe
+from .record import Checkpoints, Progress, Record, State
 from .sampling import Sampler
 from .scorer import Dims, Scorer, build_head
+from .training import Training
 from .validate import Validation
 
 __all__ = ["FitConfig", "Progress", "RunResult", "fit", "load_recipe"]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the progress callback gets after every step. `validation` holds percentages after a validation,
-    the deciding metric first; {} after other steps."""
-
-    step: int
-    steps: int
-    loss: float
-    rate: float
-    seconds: float
-    validation: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -72,53 +58,6 @@ class RunResult:
     waited: float
 
 
-@dataclass
-class State:
-    """Where a run stands; saved with every checkpoint. `stale` counts validations without a better score."""
-
-    step: int = 0
-    best: float | None = None
-    best_step: int = 0
-    stale: int = 0
-    seconds: float = 0.0
-
-    def observe(self, score: float | None) -> bool:
-        """Take in a validation. Whether this is the checkpoint to keep: a strictly better score, or the
-        latest where nothing is validated."""
-        better = score is None or self.best is None or score > self.best
-        self.stale = 0 if better else self.stale + 1
-        if better:
-            self.best, self.best_step = score, self.step
-        return better
-
-    def exhausted(self, patience: int) -> bool:
-        """Whether the run has waited long enough."""
-        return 0 < patience <= self.stale
-
-
-class Training(nn.Module):
-    """Scorer and objective as one module from a batch to the loss, so that Fabric wraps both."""
-
-    def __init__(self, scorer: Scorer, loss: dict[str, Any]) -> None:
-        super().__init__()
-        options = dict(loss)
-        self.scorer = scorer
-        self._module: ModuleType = registry.load("losses", options.pop("name"))
-        self._config = from_dict(self._module.Config, options, "loss")
-        make = getattr(self._module, "parameters", None)
-        self.fitted = nn.ParameterDict(make(self._config) if make else {})
-
-    def forward(self, batch: Batch) -> Tensor:
-        """A scalar."""
-        return self.objective(self.scorer(batch), batch)
-
-    def objective(self, scores: Tensor, batch: Batch) -> Tensor:
-        """The loss of given scores (I, C)."""
-        fitted = (dict(self.fitted.items()),) if len(self.fitted) else ()
-        loss: Tensor = self._module.loss(scores, batch, self._config, *fitted)
-        return loss
-
-
 @dataclass(frozen=True, eq=False)
 class Work:
     """What a run reads: pairs tables by name ("train", "validation"), and what is made of them."""
@@ -139,6 +78,8 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
     device: str = "cpu",
     progress: Callable[[Progress], None] | None = None,
     resume: bool = False,
+    devices: int = 1,
+    nodes: int = 1,
 ) -> RunResult:
     """Fit a head and return where its best checkpoint lies.
 
@@ -146,84 +87,53 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
     and a run that was stopped and resumed gives those of an undisturbed one. A checkpoint is written after
     every validation. The caller's random generators are left as they were.
 
+    devices, nodes  processes a machine and machines; a torchrun decides itself. The command line is started again for
+                    each further process, so a script must come to this call in all of them. They share the images of
+                    every batch, and the losses are those of one process but for rounding and dropout. The store and
+                    `run_dir` are on disks that all see; the first process writes and calls `progress`, and all return
+                    its result.
+
     Raises `UsageError` for a head with nothing to fit, `InputError` if the folder holds a run and `resume`
-    is not asked for, if the loss is no longer finite, or if the device is not there, `MissingFeatures`.
+    is not asked for, if the loss is no longer finite, if the device is not there, or if another process of the run
+    has ended, `MissingFeatures`.
     """
     config, run_dir = config.complete(), Path(run_dir)
-    fabric = _fabric(device, config.precision)
-    resuming = runs.claim(run_dir, config, store.spec, resume)
-    with torch.random.fork_rng(devices=_cuda(fabric)), _deterministic(config.deterministic):
+    team = open_team(device, config.precision, devices, nodes)
+    fabric, optim = team.fabric, config.optim
+    with team, torch.random.fork_rng(devices=team.cuda), _deterministic(config.deterministic):
+        resuming = team.led(lambda: runs.claim(run_dir, config, store.spec, resume))
         torch.manual_seed(config.seed)
-        model = Training(_head(config, store), config.loss)
-        work = _open(config, store, train_pairs_path, val_pairs_path, fabric.device, model.scorer)
-        optimizer = _adamw(model, config.optim)
+        model = team.agreed(lambda: Training(_head(config, store), config.loss, team, config.ema))
+        work = team.agreed(lambda: _open(config, store, train_pairs_path, val_pairs_path, team, model.scorer))
+        optimizer = _adamw(model, optim)
         wrapped, stepper = fabric.setup(model, optimizer)
-        feed = Feed(work.sampler, work.features, fabric.device, config.optim.accumulate, model.scorer, work.miner)
+        feed = Feed(work.sampler, work.features, team, optim.accumulate, model.scorer, work.miner)
         saved = Checkpoints(run_dir / "checkpoints", model, optimizer, store.spec, feed)
-        state = saved.load() if resuming else State()
+        state = team.agreed(saved.load) if resuming else State()
+        team.align(model)
         if not resuming:
-            facts = runs.provenance(config, store.spec, work.tables)
-            runs.describe(run_dir, config, {**facts, "device": device, "parameters": _parameters(model)})
+            facts = {"device": device, "parameters": _parameters(model)}
+            facts |= {"processes": team.world} if team.several else {}
+            team.led(lambda: _describe(run_dir, config, store.spec, work, facts))
 
-        started = time.monotonic() - state.seconds
-        optim, check = config.optim, config.validation
-        last = state.step if state.exhausted(check.patience) else optim.steps
-        with runs.Log(run_dir, state.step) as log, feed:
+        last = state.step if state.exhausted(config.validation.patience) else optim.steps
+        with Record(run_dir, config, state, saved, work.validation, progress, team.lead) as record, feed:
             for step in range(state.step, last):
+                team.seed(config.seed, step)
                 rate = _set_rate(optimizer, optim.rate(step))
                 loss = _gradients(fabric, wrapped, feed.batches(step, last), optim)
+                team.reduce(model.scorer.parameters(), model.fitted.parameters())
                 norm = fabric.clip_gradients(
                     wrapped, stepper, max_norm=optim.clip or math.inf, error_if_nonfinite=False
                 )
                 _require_finite(loss, norm, step)
                 stepper.step()
                 stepper.zero_grad()
-
-                state.step, state.seconds = step + 1, time.monotonic() - started
-                measured: dict[str, float] = {}
-                if state.step % config.log_every == 0:
-                    log.write(state.step, loss=loss.item(), rate=rate, seconds=round(state.seconds, 3))
-                if state.step % check.every == 0 or state.step == optim.steps:
-                    if work.validation is not None:
-                        measured = work.validation.measure(model.scorer)
-                        log.write(state.step, validation=measured)
-                    saved.save(state, state.observe(next(iter(measured.values()), None)))
-                elif config.checkpoint_every and state.step % config.checkpoint_every == 0:
-                    saved.save_state(state)
-                if progress is not None:
-                    progress(Progress(state.step, optim.steps, loss.item(), rate, state.seconds, measured))
-                if measured and state.exhausted(check.patience):
+                model.follow()
+                state.step = step + 1
+                if team.decided(lambda: record(loss, rate)):  # noqa: B023 - called at once
                     break
-    return _finish(run_dir, config, state, model, work, feed.waited)
-
-
-class Checkpoints:
-    """best and last as scorers, and the state that a run resumes from. The state is written last and holds
-    its own weights, so a run killed between two files goes on from the former state."""
-
-    def __init__(
-        self, folder: Path, model: Training, optimizer: torch.optim.Optimizer, spec: FeatureSpec, feed: Feed
-    ) -> None:
-        self.folder, self.model, self.optimizer, self.spec, self.feed = folder, model, optimizer, spec, feed
-
-    def save(self, state: State, best: bool) -> None:
-        """Write all three, or only two if this is not the best so far."""
-        if best:
-            save_scorer(self.folder / "best.safetensors", self.model.scorer, self.spec)
-        save_scorer(self.folder / "last.safetensors", self.model.scorer, self.spec)
-        self.save_state(state)
-
-    def save_state(self, state: State) -> None:
-        """What the run resumes from, alone."""
-        facts = dataclasses.asdict(state)
-        save_state(self.folder / "state.safetensors", self.model, self.optimizer, facts, self.feed.state())
-
-    def load(self) -> State:
-        """Weights, optimiser and random generators as they were saved."""
-        facts, extra = load_state(self.folder / "state.safetensors", self.model, self.optimizer)
-        if self.feed.miner is not None:
-            self.feed.miner.restore(extra)
-        return State(**facts)
+        return team.led(lambda: _finish(run_dir, config, state, model, work, feed.waited))
 
 
 def _gradients(fabric: Fabric, wrapped: Any, batches: Iterable[Batch], optim: OptimConfig) -> Tensor:
@@ -242,11 +152,14 @@ def _gradients(fabric: Fabric, wrapped: Any, batches: Iterable[Batch], optim: Op
 def _in_two_passes(fabric: Fabric, model: Training, batch: Batch, optim: OptimConfig) -> Tensor:
     def score(part: Batch) -> Tensor:
         with fabric.autocast():
-            scores: Tensor = model.scorer(part)
-            return scores
+            return model.score(part)
 
-    loss = backward(score, batch, lambda scores: model.objective(scores, batch) / optim.accumulate, optim.chunk)
-    return loss * optim.accumulate
+    def objective(scores: Tensor) -> Tensor:
+        return model.objective(scores, batch, guide) / optim.accumulate
+
+    with fabric.autocast():
+        guide = model.guide(batch, optim.chunk)
+    return backward(score, batch, objective, optim.chunk) * optim.accumulate
 
 
 @contextmanager
@@ -259,22 +172,6 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def _fabric(device: str, precision: Literal["32-true", "bf16-mixed"]) -> Fabric:
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"no device '{device}'", "Examples: cpu, cuda, cuda:1, mps.") from None
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(wanted.type):
-        raise InputError(f"this machine has no device '{device}' that torch can use", "Use --device cpu.")
-    devices = 1 if wanted.index is None or wanted.type != "cuda" else [wanted.index]
-    return Fabric(accelerator=wanted.type, devices=devices, precision=precision)
-
-
-def _cuda(fabric: Fabric) -> list[int]:
-    return list(range(torch.cuda.device_count())) if fabric.device.type == "cuda" else []
 
 
 def _head(config: FitConfig, store: Features) -> Scorer:
@@ -299,14 +196,14 @@ def _open(
     store: Features,
     train: Path,
     validation: Path | None,
-    device: torch.device,
+    team: Team,
     scorer: Scorer,
 ) -> Work:
     columns = [stage.column for stage in config.data.curriculum]
     tables = {"train": PairTable.read(Path(train), store, columns)}
-    if validation is not None:
+    if validation is not None and team.lead:
         tables["validation"] = PairTable.read(Path(validation), store)
-    budget = int(config.data.resident_gib * 2**30)
+    budget, device = int(config.data.resident_gib * 2**30) // team.here, team.fabric.device
     features = {}
     for name, table in tables.items():
         images, captions = table.image_keys, table.caption_keys
@@ -316,9 +213,13 @@ def _open(
     mined = config.data.mined
     miner = Miner(tables["train"], features["train"], mined, config.seed) if mined.k else None
     judge = None
-    if validation is not None:
+    if "validation" in tables:
         judge = Validation(tables["validation"], features["validation"], config.validation.limit)
     return Work(tables, sampler, features["train"], judge, miner)
+
+
+def _describe(run_dir: Path, config: FitConfig, spec: FeatureSpec, work: Work, facts: dict[str, Any]) -> None:
+    runs.describe(run_dir, config, {**runs.provenance(config, spec, work.tables), **facts})
 
 
 def _adamw(model: Training, optim: OptimConfig) -> torch.optim.AdamW:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from .. import registry
 from ..config import apply_settings, from_dict, read_toml
 from ..errors import UsageError
+from .ema import EmaConfig
 from .sampling import DataConfig
 
 
@@ -71,6 +72,7 @@ class ValidationConfig:
 @dataclass(frozen=True)
 class FitConfig:
     """head, loss  "name" and the options of that part
+    ema         a teacher that follows the head: see `EmaConfig`
     init        checkpoint of the same head on the same features to start from, "" = at random
     precision   "32-true", or "bf16-mixed": products in bfloat16, parameters, scores and loss in float32
     log_every   steps between lines of metrics.jsonl
@@ -83,6 +85,7 @@ class FitConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     init: str = ""
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -99,6 +102,8 @@ class FitConfig:
             raise UsageError("optim.accumulate must be at least 1, optim.chunk and checkpoint_every at least 0")
         if not 0 <= config.optim.warmup <= 1:
             raise UsageError(f"optim.warmup = {config.optim.warmup} is no share of the steps", "Give 0 to 1.")
+        name = config.loss["name"]
+        config.ema.check(getattr(registry.load("losses", name), "TEACHER", False), name)
         return config
 
 
