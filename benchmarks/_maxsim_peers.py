@@ -82,9 +82,9 @@ PEERS: dict[str, tuple[Callable[[], Score], tuple[str, ...], bool]] = {
     "flash-maxsim": (_flash_maxsim, ("cuda",), True),
 }
 
-# Crashes at widths beyond 128 in some shapes (its own warning: a matrix product is missing).
+# Wrong at widths beyond 128, and may take the process with it (its own warning: a matrix product is missing).
 UNSAFE = {"maxsim-cpu": "maxsim_cpu"}
-NOT_INSTALLED = 5
+NOT_INSTALLED, WRONG = 5, 6
 
 
 def peers(
@@ -111,17 +111,20 @@ def peers(
 
 
 def _probe(module: str, images: Sequence[int], captions: Sequence[int]) -> str:
-    """Run a module's call on such shapes in a process of its own; how that ended, if it did not end well."""
+    """Score random tokens of such shapes in a process of its own; what was wrong with that, if anything."""
     lines = (
-        f"import importlib.util, sys, numpy as np; importlib.util.find_spec({module!r}) or sys.exit(5)",
-        f"from {module} import maxsim_scores",
-        f"images = np.ones({tuple(images)}, np.float32)",
-        f"[maxsim_scores(query, images) for query in np.ones({tuple(captions)}, np.float32)]",
+        f"import importlib.util, sys, numpy as np; importlib.util.find_spec({module!r}) or sys.exit({NOT_INSTALLED})",
+        f"from {module} import maxsim_scores; rng = np.random.default_rng(0)",
+        f"images = rng.standard_normal({tuple(images)}, dtype=np.float32)",
+        f"captions = rng.standard_normal({tuple(captions)}, dtype=np.float32)",
+        "found = np.stack([maxsim_scores(caption, images) for caption in captions])",
+        "wanted = np.stack([(images @ caption.T).max(1).sum(1) for caption in captions])",
+        f"sys.exit(0 if np.allclose(found, wanted, rtol=1e-3) else {WRONG})",
     )
     code = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True).returncode
-    if code == NOT_INSTALLED:
-        return "not installed"
-    return f"dies ({signal.Signals(-code).name})" if code < 0 else "fails" if code else ""
+    if code < 0:
+        return f"dies ({signal.Signals(-code).name})"
+    return {0: "", NOT_INSTALLED: "not installed", WRONG: "wrong"}.get(code, "fails")
 
 
 def _mean(call: Score, direction: str) -> Score:

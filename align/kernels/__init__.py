@@ -4,6 +4,7 @@ Importable alone: they know torch and this package's errors, nothing else of com
 
     maxsim                            late interaction: each token takes its best partner (FILIP, ColBERT)
     attend, segment_queries           text-conditioned pooling against the token (SCAN, SPARC, XAC)
+    assign                            one patch for each token, exactly, for given pairs
     infonce, sigmoid                  contrastive losses of a score block, several positives and hard negatives
     contrastive, gather               the same from embeddings, tile by tile; features of all processes
     pair_scores, memory_scores        joint transformers over chosen or all pairs, with recompute
@@ -12,6 +13,7 @@ Importable alone: they know torch and this package's errors, nothing else of com
 """
 
 from ._tokens import Packed, pack, unpack
+from .assign import assign
 from .attend import attend, reference_attend, segment_queries
 from .contrastive import (
     contrastive,
@@ -27,6 +29,7 @@ from .pairs import memory_scores, pair_scores
 
 __all__ = [
     "Packed",
+    "assign",
     "attend",
     "contrastive",
     "gather",
