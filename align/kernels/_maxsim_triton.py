@@ -168,6 +168,7 @@ def _combine(  # type: ignore[no-untyped-def]
     partial,
     partial_index,
     image_lengths,
+    slots,
     first,
     i2t,
     i2t_index,
@@ -197,6 +198,12 @@ def _combine(  # type: ignore[no-untyped-def]
         better = value > best
         best = tl.where(better, value, best)
         best_index = tl.where(better, index + step * SEGMENT, best_index)
+    # Behind the caption its last token is repeated. Equal rows of a product need not be equal to the last bit: where a
+    # repetition wins by that, the place is that of the token.
+    behind = (start + tl.maximum(count, 1) - 1)[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
+    marks = tl.load(slots + behind, mask=(known & (count > 0))[:, None], other=-1)
+    last = (count - 1) * SEGMENT + tl.sum((marks >= 0).to(tl.int32), axis=1) - 1
+    best_index = tl.minimum(best_index, tl.maximum(last, 0)[:, None])
     best = tl.where((count > 0)[:, None] & real[None, :], best, 0.0)
     target = (number * patches + patch)[None, :] * captions + caption[:, None]
     inside = known[:, None] & (patch < patches)[None, :]
@@ -264,7 +271,7 @@ def token_max_triton(
         )  # fmt: skip
         if i2t:
             _combine[(len(part) * triton.cdiv(patches, 32), triton.cdiv(count, 32))](
-                partial, partial_index, lengths, first, to_image, of_image, patches, count, len(captions),
+                partial, partial_index, lengths, slots, first, to_image, of_image, patches, count, len(captions),
                 SEGMENT=SEGMENT, ROWS=32, COLUMNS=32,
             )  # fmt: skip
     return out
@@ -368,7 +375,7 @@ def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], int,
         name = f"forward {'both' if directions[1] else 't2i'} {width}"
         rows.append((name, _forward, signature, constants, tiles.num_warps, tiles.num_stages))
     signature = dict.fromkeys(("patches", "captions", "segments"), "i32") | {
-        "partial": "*fp32", "partial_index": "*u8", "image_lengths": "*i64", "first": "*i32", "i2t": "*fp32",
-        "i2t_index": "*u8",
+        "partial": "*fp32", "partial_index": "*u8", "image_lengths": "*i64", "slots": "*i32", "first": "*i32",
+        "i2t": "*fp32", "i2t_index": "*u8",
     }  # fmt: skip
     return [*rows, ("combine", _combine, signature, {"SEGMENT": SEGMENT, "ROWS": 32, "COLUMNS": 32}, 4, 3)]
