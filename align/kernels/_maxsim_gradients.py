@@ -2,90 +2,143 @@
 
 A maximum between text token n and patch p with gradient g adds g · patch to the token and g · token to the patch. One
 side has its partners in a row (each token one patch per image); for the other side the entries are sorted by place
-first: by radix, as places are bytes.
+first: by radix, as places are bytes. The rows are then summed by `embedding_bag`, some images and a few columns at a
+time: at D = 768 the patches of 64 images fall out of every cache, and a sum over them took three times as long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ._maxsim_cpu import ENTRIES, Array, Plan, bags
+from ._maxsim_cpu import Array, Plan
 
-Tables = tuple[Tensor, Tensor]  # patches (I·P, D) and words (N, D), or their gradients
+ENTRIES = 2**18  # maxima at a time, as many as there are in the images of a part: some 6 MB of places and weights
+COLUMNS = 64  # of a table at a time: 2,048 tokens are then 512 kB, the second-level cache of one core
+
+Entries = tuple[Tensor, Tensor, Tensor]  # rows of a table, where each sum begins among them, weights
 
 
-def of_words(plan: Plan, lengths: Tensor, grad: Tensor, places: Tensor, tables: Tables, out: Tables) -> None:
-    """Each text token chose a patch: `grad` (I, C) of each caption's sum, `places` (I, N) in sorted order."""
-    (patches, words), (d_patches, d_words) = tables, out
+@dataclass(frozen=True, eq=False)
+class Captions:
+    """Captions in sorted order, those without tokens (they come first) left out.
+
+    columns  (C,) which captions      sizes, starts  (C,) their tokens, and the first of them (int32)
+    tokens   how many tokens
+    """
+
+    columns: Tensor
+    sizes: Tensor
+    starts: Tensor
+    tokens: int
+
+    @classmethod
+    def of(cls, plan: Plan, lengths: Tensor) -> Captions:
+        order = torch.from_numpy(plan.order)
+        columns = order[lengths[order] > 0]
+        sizes = lengths[columns]
+        return cls(columns, sizes, (sizes.cumsum(0) - sizes).int(), int(sizes.sum()))
+
+
+def of_tokens(
+    captions: Captions, image_lengths: Tensor, grads: list[Tensor], places: list[Tensor], tables: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of image (I, P, D) in its dtype and of words (N, D), in sorted order: `grads` (I, C) of the sums of
+    each direction, `places` (I, N) and (C, I, P) of their maxima, empty for a direction that is not asked for."""
+    image, words = tables
+    count, width, features = image.shape
+    d_image = torch.empty_like(image, memory_format=torch.contiguous_format)
+    d_words = torch.zeros_like(words)
+    kept = (image_lengths > 0).nonzero()[:, 0]
+    if len(kept) < count:
+        d_image.zero_()
+    columns = [slice(at, min(at + COLUMNS, features)) for at in range(0, features, COLUMNS)]
+    cut = [words[:, column].contiguous() for column in columns]
+    per_image = max(places[0].numel(), places[1].numel()) // max(count, 1)
+    for members in _parts(kept, per_image):
+        sizes = image_lengths[members]
+        whole = int(members[-1] - members[0]) + 1 == len(members)
+        rows = slice(int(members[0]), int(members[-1]) + 1) if whole else members
+        to_patches, to_words = [], []
+        if places[0].numel():
+            share = grads[0][members][:, captions.columns].T
+            entries = _chosen_patches(captions, places[0][rows], share, width)
+            to_patches.append(entries[0])
+            to_words.append(entries[1])
+        if places[1].numel():
+            share = grads[1][members][:, captions.columns].T
+            entries = _chosen_words(captions, places[1][-len(share) :, rows], share, sizes)
+            to_patches.append(entries[0])
+            to_words.append(entries[1])
+        for column, table in zip(columns, cut, strict=True):
+            found = bags(table, *to_patches[0])
+            for more in to_patches[1:]:
+                found += bags(table, *more)
+            d_image[rows, :, column] = found.view(len(members), width, -1).to(image.dtype)
+            patches = image[rows, :, column].to(words.dtype).flatten(0, 1).contiguous()
+            for more in to_words:
+                d_words[:, column] += bags(patches, *more)
+    return d_image, d_words
+
+
+def _chosen_patches(captions: Captions, places: Tensor, share: Tensor, width: int) -> tuple[Entries, Entries]:
+    """Each token chose a patch of each of m images: `places` (m, N), `share` (C, m) the gradients. Entries of the
+    patches (m · P sums of words) and of the words (N sums of patches)."""
     images, tokens = places.shape
-    width = len(patches) // images
-    owners = _owners(plan, lengths)
-    members = np.concatenate([rows for rows, _ in plan.images]) if plan.images else np.zeros(0, np.int64)
-    if not len(members) or not tokens:
-        return
-    kept = torch.from_numpy(members)
-    chosen, weights = places[kept], grad[kept][:, owners]
-    bases = (kept * width)[:, None]
-    for part in _slices(tokens, ENTRIES // len(members)):
-        index = (chosen[:, part] + bases).T.contiguous()
-        starts = torch.arange(0, index.numel(), len(members))
-        d_words[part] += bags(patches, index.view(-1), starts, weights[:, part].T.reshape(-1))
-    for part in _slices(len(members), ENTRIES // tokens):
-        some = chosen[part]
-        order = torch.from_numpy(np.argsort(some.numpy(), axis=1, kind="stable"))
-        slots = (some + torch.arange(len(some))[:, None] * width).view(-1)
-        summed = bags(words, order.view(-1), _starts(slots, len(some) * width), weights[part].gather(1, order).view(-1))
-        d_patches.view(images, width, -1)[kept[part]] += summed.view(len(some), width, -1)
+    bases = torch.arange(0, images * width, width, dtype=torch.int32)
+    shares = share.repeat_interleave(captions.sizes, 0)
+    order = torch.from_numpy(np.argsort(places.numpy(), axis=1, kind="stable"))
+    to_patches = order.int(), _starts(places + bases[:, None], images * width), shares.T.gather(1, order)
+    cuts = torch.arange(0, images * tokens, images, dtype=torch.int32)
+    to_words = places.T.contiguous() + bases, cuts, shares
+    return _flat(to_patches), _flat(to_words)
 
 
-def of_patches(plan: Plan, lengths: Tensor, grad: Tensor, places: Tensor, tables: Tables, out: Tables) -> None:
-    """Each patch chose a token of each caption: `grad` (I, C) of each image's sum, `places` (C, I, P) within the
-    caption, captions in sorted order."""
-    (patches, words), (d_patches, d_words) = tables, out
-    width = places.shape[2]
-    order = torch.from_numpy(plan.order)
-    sizes = lengths[order]
-    starts = sizes.cumsum(0) - sizes
-    empty = int((sizes == 0).sum())  # they come first
-    captions = len(order) - empty
-    for rows, length in plan.images:
-        members = torch.from_numpy(rows)
-        weights = grad[members][:, order[empty:]]  # (m, captions)
-        slots = (members * width)[:, None] + torch.arange(length)  # (m, length), rows of `patches`
-        for part in _slices(len(members), ENTRIES // max(1, captions * length)):
-            index = places[empty:, members[part], :length] + starts[empty:, None, None]
-            shares = weights[part, None].expand(-1, length, -1).reshape(-1)
-            index = index.permute(1, 2, 0).reshape(-1)
-            cuts = torch.arange(0, len(index), captions) if captions else index
-            if captions:
-                d_patches[slots[part].reshape(-1)] += bags(words, index, cuts, shares)
-        for part in _slices(captions, ENTRIES // (len(members) * length)):
-            some = places[empty:][part, members, :length].reshape(part.stop - part.start, -1)
-            sorting = torch.from_numpy(np.argsort(some.numpy(), axis=1, kind="stable"))
-            first = int(starts[empty + part.start])
-            last = int(starts[empty + part.stop - 1] + sizes[empty + part.stop - 1])
-            taken = (some + (starts[empty:][part] - first)[:, None]).view(-1)
-            shares = weights[:, part].T[:, :, None].expand(-1, -1, length).reshape(len(some), -1).gather(1, sorting)
-            cuts = _starts(taken, last - first)
-            d_words[first:last] += bags(patches, slots.view(-1)[sorting].view(-1), cuts, shares.view(-1))
+def _chosen_words(captions: Captions, places: Tensor, share: Tensor, sizes: Tensor) -> tuple[Entries, Entries]:
+    """Each real patch of m images chose a word of each caption: `places` (C, m, P), `share` (C, m), `sizes` (m,) real
+    patches. Entries of the patches (m · P sums of words, without entries behind the real ones) and of the words."""
+    count, _, width = places.shape
+    real = (torch.arange(width) < sizes[:, None]).flatten()
+    places = places.flatten(1)
+    slots = None if bool(real.all()) else real.nonzero()[:, 0]
+    if slots is not None:
+        places = places[:, slots]
+    ends = real.cumsum(0, dtype=torch.int32) * count
+    by_patch = places.T.contiguous() + captions.starts
+    to_patches = by_patch, ends - real.int() * count, share.T.repeat_interleave(sizes, 0)
+    order = torch.from_numpy(np.argsort(places.numpy(), axis=1, kind="stable"))
+    shares = share.repeat_interleave(sizes, 1).gather(1, order)
+    starts = _starts(places + captions.starts[:, None], captions.tokens)
+    to_words = (order if slots is None else slots[order]).int(), starts, shares
+    return _flat(to_patches), _flat(to_words)
 
 
-def _owners(plan: Plan, lengths: Tensor) -> Tensor:
-    """(N,) the caption of each token, in sorted order."""
-    order = torch.from_numpy(plan.order)
-    return order.repeat_interleave(lengths[order])
+def _flat(entries: Entries) -> Entries:
+    rows, starts, weights = entries
+    return rows.reshape(-1), starts, weights.reshape(-1)
+
+
+def bags(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """(sums, D): weighted sums of `rows` of a table, cut at `starts`."""
+    if not len(rows):
+        return table.new_zeros(len(starts), table.shape[1])
+    return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
 
 
 def _starts(slots: Tensor, count: int) -> Tensor:
     """(count,) where the entries of each slot begin, once they are sorted by slot."""
-    counts: Array = np.bincount(slots.numpy(), minlength=count)
-    return torch.from_numpy(np.cumsum(counts) - counts)
+    counts: Array = np.bincount(slots.reshape(-1).numpy(), minlength=count)
+    return torch.from_numpy(np.cumsum(counts) - counts).int()
 
 
-def _slices(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, max(1, size)):
-        yield slice(start, min(start + max(1, size), total))
+def _parts(members: Tensor, entries: int) -> Iterator[Tensor]:
+    """Images in parts of about equal size, of at most ENTRIES maxima (one image at least)."""
+    if not entries or not len(members):
+        return
+    size = max(1, ENTRIES // entries)
+    yield from members.tensor_split(-(-len(members) // size))

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._maxsim_cpu import Array, bags, index_dtype
+from ._maxsim_cpu import Array, index_dtype
+from ._maxsim_gradients import bags
 
 
 def _token_rows(text_lengths: Tensor, captions: Array) -> Array:
