@@ -4,6 +4,7 @@ Importable alone: they know torch and this package's errors, nothing else of com
 
     maxsim                            late interaction: each token takes its best partner (FILIP, ColBERT)
     attend, segment_queries           text-conditioned pooling against the token (SCAN, SPARC, XAC)
+    transport                         optimal transport of all patches to all tokens, softened (Sinkhorn)
     assign                            one patch for each token, exactly, for given pairs
     infonce, sigmoid                  contrastive losses of a score block, several positives and hard negatives
     contrastive, gather               the same from embeddings, tile by tile; features of all processes
@@ -26,6 +27,7 @@ from .contrastive import (
 )
 from .maxsim import maxsim, reference_maxsim
 from .pairs import memory_scores, pair_scores
+from .transport import reference_transport, transport
 
 __all__ = [
     "Packed",
@@ -43,7 +45,9 @@ __all__ = [
     "reference_infonce",
     "reference_maxsim",
     "reference_sigmoid",
+    "reference_transport",
     "segment_queries",
     "sigmoid",
+    "transport",
     "unpack",
 ]

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-MODULES = ("_maxsim_triton", "_maxsim_triton_backward")
+MODULES = ("_maxsim_triton", "_maxsim_triton_backward", "_transport_triton")
 TARGETS = {
     80: (166912, "mma.sync"),
     90: (232448, "wgmma.mma_async"),
@@ -72,7 +72,7 @@ def compiled(tmp_path_factory):
 
 
 def test_all_are_there(compiled):
-    assert len(compiled) == 16
+    assert len(compiled) == 20
     assert {row["target"] for row in compiled} == set(TARGETS)
 
 
