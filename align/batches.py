@@ -54,6 +54,8 @@ class Batch:
     positives  (I, C) bool: the caption describes the image, as far as the pairs table knows
     groups     (G, 4) long: rows i0, i1 and columns c0, c1 of a swap group; c0 describes i0, c1 describes i1
     scored     (I, C) bool: the entries an objective may look at; None = all
+    pairs      (N, 2) long: row and column of each pair that was drawn; None = nobody says which those were
+    negatives  (N, K) long: columns of the captions drawn as hard negatives of each of `pairs`, -1 = no more
     rows       None: all I images are here. A slice: this process holds the image features of these rows only, and
                those of all captions; `positives`, `groups` and `scored` are of the whole batch
     """
@@ -67,6 +69,8 @@ class Batch:
     positives: Tensor
     groups: Tensor
     scored: Tensor | None = None
+    pairs: Tensor | None = None
+    negatives: Tensor | None = None
     rows: slice | None = None
 
     @property
@@ -89,8 +93,8 @@ class Batch:
         return Batch(**moved)
 
     def select(self, images: Tensor, captions: Tensor) -> Batch:
-        """The rows `images` of those that are here and the columns `captions` (long), in that order. Groups are left
-        out, and what is selected is a batch of its own (`rows` None)."""
+        """The rows `images` of those that are here and the columns `captions` (long), in that order. Groups and
+        pairs are left out, and what is selected is a batch of its own (`rows` None)."""
 
         def take(value: Tensor | None, rows: Tensor) -> Tensor | None:
             return None if value is None else value[rows]

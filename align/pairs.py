@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +21,16 @@ from .tables import Staging
 class Draw:
     """One batch as row numbers of a `PairTable`: unique images and captions, and who belongs to whom.
 
-    images (I,), captions (C,) int64; positives (I, C) bool; groups (G, 4) int64; scored (I, C) bool or
-    None: see `Batch`.
+    images (I,), captions (C,) int64; positives (I, C) bool; groups (G, 4), pairs (N, 2), negatives (N, K)
+    int64; scored (I, C) bool or None: see `Batch`.
     """
 
     images: np.ndarray
     captions: np.ndarray
     positives: np.ndarray
     groups: np.ndarray
+    pairs: np.ndarray
+    negatives: np.ndarray
     scored: np.ndarray | None = None
 
     def batch(
@@ -43,6 +46,8 @@ class Draw:
         batch = features.batch(images, self.captions, device, staging)
         batch.positives = torch.from_numpy(self.positives).to(batch.device)
         batch.groups = torch.from_numpy(self.groups).to(batch.device)
+        batch.pairs = torch.from_numpy(self.pairs).to(batch.device)
+        batch.negatives = torch.from_numpy(self.negatives).to(batch.device)
         if self.scored is not None:
             batch.scored = torch.from_numpy(self.scored).to(batch.device)
         batch.rows = rows
@@ -157,17 +162,22 @@ class PairTable:
         quads = quads[(quads >= 0).all(axis=1)]
         groups = np.concatenate([rows[quads], columns[quads]], axis=1)
         positives = self.positives(images, captions)
+        counts = np.array([len(given) for given in negatives], dtype=np.int64)
+        hard = np.full((len(pairs), counts.max(initial=0)), -1, np.int64)
+        hard[np.arange(hard.shape[1]) < counts[:, None]] = np.searchsorted(
+            captions, np.concatenate([own[:0], *negatives])
+        )
+        drawn = Draw(images, captions, positives, groups, np.stack([rows, columns], axis=1), hard)
         if partners is None:
-            return Draw(images, captions, positives, groups)
+            return drawn
         scored = np.zeros_like(positives)
         scored[rows, columns] = True
-        owners = np.repeat(rows, [len(given) for given in negatives])
-        scored[owners, np.searchsorted(captions, np.concatenate([own[:0], *negatives]))] = True
+        scored[np.repeat(rows, counts), hard[hard >= 0]] = True
         for row, column in ((0, 3), (1, 2)):
             scored[groups[:, row], groups[:, column]] = True
         for offset in partners:
             scored[rows, np.roll(columns, -int(offset))] = True
-        return Draw(images, captions, positives, groups, scored)
+        return dataclasses.replace(drawn, scored=scored)
 
 
 def _places(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -59,6 +59,37 @@ class Dims:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class Views:
+    """What an objective may look at beside the scores. All vectors are of one space; None: the head has none.
+
+    scores        (I, C)
+    image, text   (I, E), (C, E): the products of their vectors are the scores
+    patches, patch_mask  (I, P, E), (I, P) bool: the image's tokens in that space, not normalised
+    tokens, token_mask   (C, L, E), (C, L) bool: the caption's
+    """
+
+    scores: Tensor
+    image: Tensor | None = None
+    text: Tensor | None = None
+    patches: Tensor | None = None
+    patch_mask: Tensor | None = None
+    tokens: Tensor | None = None
+    token_mask: Tensor | None = None
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """(I, E) and (C, E) unit vectors. Raises `UsageError` if there are none."""
+        if self.image is None or self.text is None:
+            raise UsageError("this loss looks at one vector a side", "Fit a head that has them: linear, mlp, meanpool.")
+        return unit(self.image), unit(self.text)
+
+    def local(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """patches, patch_mask, tokens, token_mask. Raises `UsageError` if there are none."""
+        if self.patches is None or self.patch_mask is None or self.tokens is None or self.token_mask is None:
+            raise UsageError("this loss looks at patches and tokens", "Fit a head that shows them: meanpool.")
+        return full(self.patches), self.patch_mask, full(self.tokens), self.token_mask
+
+
 class Scorer(nn.Module):
     """What every head builds. `score` gives the (I, C) block, `score_pairs` only the pairs asked for.
 
@@ -79,6 +110,14 @@ class Scorer(nn.Module):
     def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
         """(N,) float32 for `pairs` (N, 2) long: image row, caption column. Equals `score` at those places."""
         raise NotImplementedError
+
+    def views(self, batch: Batch) -> Views:
+        """The scores, with what else the head can show; see `Views`. A head with an `embed` shows its vectors."""
+        embed = getattr(self, "embed", None)
+        if embed is None:
+            return Views(self(batch))
+        image, text = embed(batch)
+        return Views(image @ text.T, image, text)
 
     def forward(self, batch: Batch) -> Tensor:
         """`score`; if `batch.scored` names entries, only those are computed and the others are -inf."""
@@ -128,9 +167,14 @@ def full_precision(batch: Batch) -> torch.autocast:
     return torch.autocast(batch.device.type, enabled=False)
 
 
+def full(values: Tensor) -> Tensor:
+    """The values as float32, float64 if they are that."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def unit(vectors: Tensor) -> Tensor:
-    """L2-normalised along the last axis, float32; a zero vector stays zero."""
-    return F.normalize(vectors.float(), dim=-1)
+    """L2-normalised along the last axis, in `full` precision; a zero vector stays zero."""
+    return F.normalize(full(vectors), dim=-1)
 
 
 def all_pairs(batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import registry
 from ..config import from_dict
+from ..errors import UsageError
 from .batches import Batch
 from .distributed import Team
 from .ema import EmaConfig, follow, taught, teacher_of
@@ -43,7 +44,9 @@ class Training(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """A scalar."""
-        return self.objective(self.score(batch), batch, self.guide(batch))
+        guide = self.guide(batch)
+        views = guide.get("views")
+        return self.objective(self.score(batch) if views is None else views.scores, batch, guide)
 
     def score(self, batch: Batch) -> Tensor:
         """The scores (n, C) of the rows that are here, all (I, C) in one process."""
@@ -52,18 +55,32 @@ class Training(nn.Module):
         scores: Tensor = self.scorer(self._own(batch))
         return scores
 
-    def guide(self, batch: Batch, chunk: int = 0) -> Tensor | None:
-        """The teacher's scores of the rows that are here, `chunk` images at a time, if the loss asks for them."""
+    def guide(self, batch: Batch, chunk: int = 0) -> dict[str, Any]:
+        """What the loss asks for beside the scores of the rows that are here: the head's `views` (`VIEWS`), and its
+        `teacher`'s views or scores (`TEACHER`), the scores `chunk` images at a time. Views are of the whole batch,
+        with their gradient. Raises `UsageError` for views where several processes share the images."""
+        found: dict[str, Any] = {}
+        views = getattr(self._module, "VIEWS", False)
+        if views:
+            if batch.rows is not None:
+                raise UsageError("a loss that looks at vectors is fitted by one process", "Leave --devices at 1.")
+            found["views"] = self.scorer.views(batch)
         if self.teacher is None or not getattr(self._module, "TEACHER", False):
-            return None
+            return found
+        if views:
+            with torch.no_grad():
+                return found | {"teacher": self.teacher.views(batch)}
         if not batch.shape[0]:
-            return torch.zeros(batch.shape, device=batch.device)
-        return taught(self.teacher, self._own(batch), chunk)
+            return {"teacher": torch.zeros(batch.shape, device=batch.device)}
+        return {"teacher": taught(self.teacher, self._own(batch), chunk)}
 
-    def objective(self, scores: Tensor, batch: Batch, guide: Tensor | None = None) -> Tensor:
-        """The loss, given the scores and the teacher's of the rows that are here."""
+    def objective(self, scores: Tensor, batch: Batch, guide: dict[str, Any] | None = None) -> Tensor:
+        """The loss, given the scores of the rows that are here and what `guide` found."""
         fitted = (dict(self.fitted.items()),) if len(self.fitted) else ()
-        more = {} if guide is None else {"teacher": self._whole(guide, batch)}
+        more = {
+            name: self._whole(value, batch) if isinstance(value, Tensor) else value
+            for name, value in (guide or {}).items()
+        }
         loss: Tensor = self._module.loss(self._whole(scores, batch), batch, self._config, *fitted, **more)
         return loss
 

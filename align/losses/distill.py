@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..batches import Batch
+from ..scorer import full
 from . import infonce
 
 TEACHER = True  # `loss` is given the teacher's scores
@@ -51,8 +52,8 @@ def loss(
         scale = float(fitted["log_scale"].detach().exp().clamp(max=infonce.MAX_SCALE))
     scale = scale / config.softness
     taken = torch.ones_like(batch.positives) if batch.scored is None else batch.scored
-    rows = _divergence(scores.float() * scale, teacher.float() * scale, taken)
-    columns = _divergence(scores.float().T * scale, teacher.float().T * scale, taken.T)
+    rows = _divergence(full(scores) * scale, full(teacher) * scale, taken)
+    columns = _divergence(full(scores).T * scale, full(teacher).T * scale, taken.T)
     return total + config.distill * config.softness**2 * (rows + columns) / 2
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..batches import Batch
 from ..kernels.contrastive import infonce
+from ..scorer import full
 
 MAX_SCALE = 100.0  # CLIP's bound on 1 / temperature
 
@@ -47,17 +48,18 @@ def parameters(config: Config) -> dict[str, nn.Parameter]:
 def loss(scores: Tensor, batch: Batch, config: Config, fitted: Mapping[str, Tensor] | None = None) -> Tensor:
     """A scalar float32 from `scores` (I, C). Entries outside `batch.scored` are ignored. `fitted` holds the
     current values of `parameters`; without it the temperature is the configured one."""
-    scale = _scale(config, fitted)
+    scale = scale_of(config, fitted)
     total = torch.zeros((), device=scores.device)
     if config.block_weight:
-        block = infonce(scores.float(), batch.positives, scale=scale, taken=batch.scored)
+        block = infonce(full(scores), batch.positives, scale=scale, taken=batch.scored)
         total = total + config.block_weight * block
     if config.quad_weight and len(batch.groups):
         total = total + config.quad_weight * _swaps(scores, batch, scale)
     return total
 
 
-def _scale(config: Config, fitted: Mapping[str, Tensor] | None) -> Tensor | float:
+def scale_of(config: Config, fitted: Mapping[str, Tensor] | None) -> Tensor | float:
+    """1 / temperature: the fitted one, at most `MAX_SCALE`, or the configured."""
     if not fitted:
         return 1 / config.temperature
     return fitted["log_scale"].exp().clamp(max=MAX_SCALE)
@@ -67,7 +69,7 @@ def _swaps(scores: Tensor, batch: Batch, scale: Tensor | float) -> Tensor:
     """Mean cross-entropy of the four binary choices in each group."""
     i0, i1, c0, c1 = batch.groups.unbind(1)
     rows, columns = torch.stack([i0, i1, i0, i1]), torch.stack([c0, c1, c1, c0])
-    found = scores[rows, columns].float()
+    found = full(scores[rows, columns])
     if batch.scored is not None:
         # Before scaling: the gradient of the scale would be 0 · inf.
         found = found.masked_fill(~batch.scored[rows, columns], 0)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..batches import Batch
 from ..kernels.contrastive import sigmoid
+from ..scorer import full
 
 MAX_SCALE = 100.0  # the bound of `infonce` on 1 / temperature
 
@@ -51,4 +52,4 @@ def loss(scores: Tensor, batch: Batch, config: Config, fitted: Mapping[str, Tens
     if "log_scale" in fitted:
         scale = fitted["log_scale"].exp().clamp(max=MAX_SCALE)
     bias = fitted.get("bias", config.bias)
-    return sigmoid(scores.float(), batch.positives, scale=scale, bias=bias, taken=batch.scored)
+    return sigmoid(full(scores), batch.positives, scale=scale, bias=bias, taken=batch.scored)

@@ -9,18 +9,24 @@ import torch
 
 from compal import registry
 from compal.align.batches import Batch
+from compal.align.scorer import Views
 
 LOSSES = registry.names("losses")
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
 def make_batch(images=6, extra=3, groups=True):
-    """Six images; each has its caption, image 0 has two; three more captions describe none of them."""
+    """Six images; each has its caption, image 0 has two; three more captions describe none of them, and are the hard
+    negatives of the first pairs: two of pair 0, one of pair 1."""
     captions = images + 1 + extra
     positives = torch.zeros(images, captions, dtype=torch.bool)
     positives[:, :images] = torch.eye(images, dtype=torch.bool)
     positives[0, images] = True
     quads = torch.tensor([[0, 1, 0, 1], [2, 3, 2, 3]] if groups else []).reshape(-1, 4).long()
+    negatives = torch.full((images, 2), -1)
+    if extra:
+        negatives[0] = torch.tensor([captions - 3, captions - 2])
+        negatives[1, 1] = captions - 1
     return Batch(
         images=None,
         image_mask=None,
@@ -30,13 +36,19 @@ def make_batch(images=6, extra=3, groups=True):
         text_pooled=torch.zeros(captions, 1),
         positives=positives,
         groups=quads,
+        pairs=torch.arange(images)[:, None].expand(-1, 2),
+        negatives=negatives,
     )
 
 
-def configs(name):
-    """The default configuration, and one with every weight of the loss switched on."""
+def configs(name, sure=False):
+    """The default configuration, and one with every weight of the loss switched on. `sure`: targets are not
+    smoothed, which makes certainty cost something."""
     default = registry.load("losses", name).Config()
-    weights = {field.name: 1.0 for field in dataclasses.fields(default) if field.name.endswith("weight")}
+    fields = {field.name for field in dataclasses.fields(default)}
+    if sure and "smoothing" in fields:
+        default = dataclasses.replace(default, smoothing=0.0)
+    weights = {field: 1.0 for field in fields if field.endswith("weight")}
     return [default, dataclasses.replace(default, **weights)]
 
 
@@ -49,9 +61,36 @@ def right(batch):
     return torch.where(batch.positives, 10.0, -10.0)
 
 
+def views_of(batch, scores):
+    """Vectors and tokens that are right as well: each image's own direction, against which its hard negatives point.
+    Two patches an image, one of them padding, and three words a caption, one of them padding."""
+    count, captions = batch.shape
+    space = torch.eye(count + captions)
+    image, text = space[:count], space[count:].clone()
+    row, column = batch.positives.nonzero().unbind(1)
+    text[column] = image[row]
+    pair, slot = (batch.negatives >= 0).nonzero().unbind(1)
+    text[batch.negatives[pair, slot]] = -image[batch.pairs[pair, 0]]
+    mask = torch.tensor([[True, False]])
+    words = torch.stack([text, text.roll(1, 1), 7 * torch.ones_like(text)], 1)
+    return Views(
+        scores,
+        image,
+        text,
+        torch.stack([image, 7 * torch.ones_like(image)], 1),
+        mask.expand(count, -1),
+        words,
+        torch.tensor([[True, False, False]]).expand(captions, -1),
+    )
+
+
 def loss_of(module, scores, batch, config, *fitted):
-    """The loss as the engine calls it: one that learns from a teacher is given the teacher's scores."""
-    given = {"teacher": right(batch)} if getattr(module, "TEACHER", False) else {}
+    """The loss as the engine calls it: with the views and the teacher that it asks for."""
+    given, looks = {}, getattr(module, "VIEWS", False)
+    if looks:
+        given["views"] = views_of(batch, scores)
+    if getattr(module, "TEACHER", False):
+        given["teacher"] = views_of(batch, right(batch)) if looks else right(batch)
     return module.loss(scores, batch, config, *fitted, **given)
 
 
@@ -89,7 +128,8 @@ def test_entries_that_are_not_scored_are_ignored(name):
         assert loss.isfinite()
         assert scores.grad.isfinite().all()
         assert (scores.grad[~batch.scored] == 0).all()
-        assert all(parameter.grad.isfinite().all() for parameter in fitted.values())
+        learnt = [parameter for parameter in fitted.values() if parameter.requires_grad]
+        assert all(parameter.grad.isfinite().all() for parameter in learnt)
 
 
 @every_loss
@@ -110,6 +150,10 @@ def test_order_does_not_matter(name):
     shuffled = batch.select(rows, columns)
     places = torch.stack([rows.argsort()[batch.groups[:, :2]], columns.argsort()[batch.groups[:, 2:]]], dim=1)
     shuffled.groups = places.flatten(1)
+    order = torch.randperm(len(batch.pairs), generator=made)
+    back = columns.argsort()
+    shuffled.pairs = torch.stack([rows.argsort()[batch.pairs[:, 0]], back[batch.pairs[:, 1]]], 1)[order]
+    shuffled.negatives = torch.where(batch.negatives < 0, -1, back[batch.negatives.clamp(min=0)])[order]
     for config in configs(name):
         torch.testing.assert_close(
             loss_of(module, scores[rows][:, columns], shuffled, config), loss_of(module, scores, batch, config)
@@ -120,7 +164,7 @@ def test_order_does_not_matter(name):
 def test_perfect_scores_give_the_minimum(name):
     """Positives far above all else: no loss, and no gradient worth a step. Anything else costs more."""
     module, batch = registry.load("losses", name), make_batch()
-    for config in configs(name):
+    for config in configs(name, sure=True):
         scores = right(batch).requires_grad_()
         best = loss_of(module, scores, batch, config)
         best.backward()
@@ -133,7 +177,7 @@ def test_perfect_scores_give_the_minimum(name):
 @every_loss
 def test_raising_a_positive_never_costs(name):
     module, batch = registry.load("losses", name), make_batch()
-    for config in configs(name):
+    for config in configs(name, sure=True):
         scores = scores_of(batch, scale=0.1).requires_grad_()
         loss_of(module, scores, batch, config).backward()
         assert (scores.grad[batch.positives] <= 0).all()
