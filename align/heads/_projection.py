@@ -1,19 +1,12 @@
-"""What the heads over tokens share: the way into one space, and unit vectors that keep their precision."""
+"""What the heads over tokens share: the way into one space, and what they ask of a store."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import InputError
 from ..scorer import Dims
-
-
-def normalised(vectors: Tensor) -> Tensor:
-    """L2-normalised along the last axis, in float32 at least (`scorer.unit` of float64 stays float64); a zero vector
-    stays zero."""
-    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
 def require_pooled(dims: Dims, head: str) -> None:

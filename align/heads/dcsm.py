@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ..batches import Batch
 from ..kernels.pairs import pair_scores
-from ..scorer import Dims, Scorer, require, tokens_of
-from ._projection import Projection, normalised, require_one_space
+from ..scorer import Dims, Scorer, full, require, tokens_of, unit
+from ._projection import Projection, require_one_space
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,13 @@ class DCSM(Scorer):
             images, texts = self.image(images), self.text(texts)
         scores = pair_scores(
             self.joint,
-            normalised(images),
-            normalised(texts),
+            unit(images),
+            unit(texts),
             image_mask=image_mask,
             text_mask=text_mask,
             pairs=pairs,
         )
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return full(scores)
 
 
 def ordered(dims: Dims) -> bool:

@@ -1,4 +1,4 @@
-"""FILIP: trainable projections of patches and words to one small space, then MaxSim (arXiv 2111.07783, eq. 3-6).
+"""FILIP: trainable projections of patches and words to one small space, then MaxSim (arXiv 2111.07783, eq. 3-5).
 
     i2t: s_I(i, c) = mean over patches of the best word        t2i: s_T(i, c) = mean over words of the best patch
 
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..batches import Batch
 from ..kernels.maxsim import maxsim
-from ..scorer import Dims, Scorer, require, tokens_of
-from ._projection import Projection, normalised
+from ..scorer import Dims, Scorer, require, tokens_of, unit
+from ._projection import Projection
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class FILIP(Scorer):
     def _score(self, batch: Batch, pairs: Tensor | None) -> Tensor:
         images, image_mask, texts, text_mask = tokens_of(batch)
         return maxsim(
-            normalised(self.image(images)),
-            normalised(self.text(texts)),
+            unit(self.image(images)),
+            unit(self.text(texts)),
             image_mask=image_mask,
             text_mask=text_mask,
             direction=self.settings.direction,

@@ -1,4 +1,4 @@
-"""FLAIR's text-conditioned attention pooling over frozen patches (arXiv 2412.03561, eq. 1 and 2).
+"""FLAIR's text-conditioned attention pooling over frozen patches (arXiv 2412.03561).
 
     v(i, c) = MHA(query = LN(t_c), keys = LN(x_i), values = LN(x_i)),  one zero key and value added to the patches'
     s(i, c) = cos(v(i, c), t_c)
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ..batches import Batch
 from ..kernels.pairs import memory_scores
-from ..scorer import Dims, Scorer, require, tokens_of
-from ._projection import Projection, normalised, require_pooled
+from ..scorer import Dims, Scorer, require, tokens_of, unit
+from ._projection import Projection, require_pooled
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -74,8 +74,8 @@ class FLAIR(Scorer):
         query = _split(self.query(self.query_norm(flat)), self.settings.heads).expand(len(image_mask), -1, -1, -1)
         seen = F.pad(image_mask, (0, 1), value=True)[:, None, None]
         mixed = F.scaled_dot_product_attention(query, *kept, attn_mask=seen)
-        found = normalised(self.output(mixed.transpose(1, 2).flatten(2)))
-        cosines = (found * normalised(flat)).sum(-1).view(len(image_mask), *x.shape[1:3])
+        found = unit(self.output(mixed.transpose(1, 2).flatten(2)))
+        cosines = (found * unit(flat)).sum(-1).view(len(image_mask), *x.shape[1:3])
         return cosines.masked_fill(~mask, 0).sum(-1) / mask.sum(-1).clamp(min=1)
 
     def score(self, batch: Batch) -> Tensor:

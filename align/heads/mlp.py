@@ -2,7 +2,7 @@
 
     s(i, c) = <g(f_I), g(f_T)>,   g(x) = unit(x + W₂ GELU(W₁ √E x + b₁) + b₂)   of x = f / |f|,   W₂ = b₂ = 0 at first
 
-The closest published form is CLIP-Adapter (arXiv 2110.04544, eq. 3-5), a two-layer network blended with its frozen
+The closest published form is CLIP-Adapter (arXiv 2110.04544), a two-layer network blended with its frozen
 input at a fixed ratio. Ours: GELU, a wide hidden layer in place of a bottleneck, biases, the residual added instead of
 blended, so that the first step starts from the backbone's own cosine; √E gives the inputs of the MLP a mean square of
 1. Both sides end in one vector, so negatives are mined with it and retrieval stays an index.
@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batches import Batch
-from ..scorer import Dims, Scorer, full_precision, require
-from ._projection import normalised, require_pooled
+from ..scorer import Dims, Scorer, full_precision, require, unit
+from ._projection import require_pooled
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return normalised(x + self.output(self.dropout(F.gelu(self.hidden(self.scale * x)))))
+        return unit(x + self.output(self.dropout(F.gelu(self.hidden(self.scale * x)))))
 
 
 class MLP(Scorer):
@@ -63,7 +63,7 @@ class MLP(Scorer):
         """image (I, E) and text (C, E) float32 of length 1: their inner products are the scores. What negatives are
         mined with."""
         with full_precision(batch):
-            images, texts = normalised(batch.image_pooled), normalised(batch.text_pooled)
+            images, texts = unit(batch.image_pooled), unit(batch.text_pooled)
             return images if self.image is None else self.image(images), self.text(texts)
 
     def score(self, batch: Batch) -> Tensor:

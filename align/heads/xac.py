@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ..batches import Batch
 from ..kernels.attend import attend
-from ..scorer import Dims, Scorer, require, tokens_of
-from ._projection import Projection, normalised, require_pooled
+from ..scorer import Dims, Scorer, require, tokens_of, unit
+from ._projection import Projection, require_pooled
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PatchMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.project(x)
-        return normalised(u + self.output(F.gelu(self.hidden(self.norm(u)))))
+        return unit(u + self.output(F.gelu(self.hidden(self.norm(u)))))
 
 
 class XAC(Scorer):
@@ -76,7 +76,7 @@ class XAC(Scorer):
         whole = self.text is None
         return attend(
             self.image(images),
-            normalised(batch.text_pooled[:, None] if self.text is None else self.text(texts)),
+            unit(batch.text_pooled[:, None] if self.text is None else self.text(texts)),
             image_mask=image_mask,
             text_mask=None if whole else text_mask,
             kappa=self.settings.kappa,
