@@ -160,10 +160,17 @@ def attend_tokens(  # noqa: PLR0913 - an operator takes tensors and numbers, no 
     k: int,
     rows: Tensor | None,
     counts: Tensor | None,
+    triton: bool,
 ) -> Tensor:
     """Token scores: tokens (N, D) → (N, I), or, where token `rows` (M,) are given image by image, (M, 1). The
     dtype is that of the scalar `kappa`."""
     scores = _empty(image, tokens, kappa, rows)
+    if triton:
+        from ._attend_triton import fill, fits
+
+        if fits(image, tokens):
+            fill(image, image_mask, tokens, kappa, weights, k, rows, counts, scores)
+            return scores
     choice = Choice(weights, k, kappa)
     with torch.autocast(image.device.type, enabled=False):
         wide = tokens.to(kappa.dtype)
@@ -181,7 +188,7 @@ def attend_tokens(  # noqa: PLR0913 - an operator takes tensors and numbers, no 
 
 
 def _empty(image: Tensor, tokens: Tensor, kappa: Tensor, rows: Tensor | None) -> Tensor:
-    shape = (len(tokens), len(image)) if rows is None else (len(rows), 1)
+    shape = (tokens.shape[0], image.shape[0]) if rows is None else (rows.shape[0], 1)
     return torch.empty(shape, dtype=kappa.dtype, device=image.device)
 
 
@@ -193,7 +200,7 @@ def _load(
 
 
 @attend_tokens.register_fake
-def _(image, image_mask, tokens, kappa, weights, k, rows, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _(image, image_mask, tokens, kappa, weights, k, rows, counts, triton):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     return _empty(image, tokens, kappa, rows)
 
 
@@ -214,7 +221,8 @@ def attend_tokens_backward(  # noqa: PLR0913 - the arguments of the forward
     choice = Choice(weights, k, kappa)
     with torch.autocast(image.device.type, enabled=False):
         wide = tokens.to(kappa.dtype)
-        to_tokens, to_kappa = torch.zeros_like(wide), torch.zeros_like(kappa)
+        to_tokens = torch.zeros_like(wide, memory_format=torch.contiguous_format)
+        to_kappa = torch.zeros_like(kappa)
         for here, blocks in plan(image, len(tokens), counts):
             if not blocks:
                 continue
@@ -280,7 +288,7 @@ def _(grad, image, image_mask, tokens, kappa, weights, k, rows, counts):  # type
 
 def save(ctx, inputs, output):  # type: ignore[no-untyped-def]
     """Only the inputs are kept."""
-    image, image_mask, tokens, kappa, weights, k, rows, counts = inputs
+    image, image_mask, tokens, kappa, weights, k, rows, counts, _ = inputs
     ctx.save_for_backward(image, image_mask, tokens, kappa, rows, counts)
     ctx.weights, ctx.k = weights, k
 
@@ -289,7 +297,7 @@ def differentiate(ctx, grad):  # type: ignore[no-untyped-def]
     """The gradients in the order of the forward's arguments."""
     image, image_mask, tokens, kappa, rows, counts = ctx.saved_tensors
     found = attend_tokens_backward(grad, image, image_mask, tokens, kappa, ctx.weights, ctx.k, rows, counts)
-    return found[0], None, found[1], found[2], None, None, None, None
+    return found[0], None, found[1], found[2], *[None] * 5
 
 
 attend_tokens.register_autograd(differentiate, setup_context=save)

@@ -34,6 +34,14 @@ def choose(backend: str, tensor: Tensor, available: tuple[str, ...] = ("referenc
     return preferred if preferred in available and not _refusal(preferred, tensor) else "reference"
 
 
+def choose_tiles(backend: str, tensor: Tensor) -> str:
+    """`choose` for a kernel whose tiles are written in torch's operations and run on every device: "tiles" on a CPU,
+    and in the place of a reference that nobody asked for; else "triton" or "reference"."""
+    asked = backend if backend != "auto" else os.environ.get(VARIABLE, "auto")
+    chosen = choose(backend, tensor)
+    return "tiles" if chosen == "cpu" or (chosen == "reference" and asked != "reference") else chosen
+
+
 def _refusal(backend: str, tensor: Tensor) -> str:
     """Why a backend cannot take this tensor, "" if it can."""
     device = tensor.device.type

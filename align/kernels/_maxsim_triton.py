@@ -212,7 +212,7 @@ def _combine(  # type: ignore[no-untyped-def]
 
 
 @functools.cache
-def _shared(device: torch.device) -> int:
+def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory a block can have."""
     if device.type != "cuda":
         return SHARED
@@ -256,7 +256,7 @@ def token_max_triton(
         for part in out:
             part.zero_()
         return out
-    tiles = forward_tiles(image.dtype, width, patches, _shared(image.device))
+    tiles = forward_tiles(image.dtype, width, patches, shared_memory(image.device))
     high = triton.cdiv(rows, tiles.rows)
     step = max(1, PARTIAL // (5 * len(captions) * patches)) if i2t else images
     size = (min(step, images), len(captions), patches) if i2t else (0,)

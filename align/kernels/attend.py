@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError, UsageError
-from ._dispatch import Backend, choose
+from ._dispatch import Backend, choose_tiles
 from ._tokens import Packed, pack, unpack
 
 Weights = Literal["softmax", "minmax", "topk"]
@@ -54,25 +54,30 @@ def attend(  # noqa: PLR0913 - one keyword for each choice of the published scor
     Tokens are used as given: normalise them first for cosines inside the weights. A zero token, or a v of zero (|v|²
     within 16 rounding errors of the longest patch's |V|²), scores 0 and has no gradient; so does a pair without a real
     patch or token. Scores are float32, float64 for float64 inputs; the norm of v has a relative error of about
-    eps · max|V|² / |v|². Autograd goes to image, text and kappa; the backward computes the weights again, tile by tile
-    (on a GPU too, with torch's own operations), and keeps nothing but the inputs.
-    There is no Triton path. Raises `InputError` for shapes that do not fit, `UsageError` for an unknown word or a
-    backend that cannot run.
+    eps · max|V|² / |v|². Autograd goes to image, text and kappa, once; the backward computes the weights again, tile by
+    tile (on a GPU too, with torch's own operations), and keeps nothing but the inputs.
+
+    On a GPU with Triton, one program pools an image for 64 tokens in registers, with all three kinds of weights; 16-bit
+    tokens are multiplied as they are, and each weight as a sum of two numbers of their type. Float64, inputs of two
+    types, and more than 512 patches (256 where a block has less than 136 KB of shared memory) take the tiles of the CPU
+    path there, by torch's operations in float32.
+    Raises `InputError` for shapes that do not fit, `UsageError` for an unknown word or a backend that cannot run.
     """
     _check_words(weights, reduce, k)
     image, packed, kappa_ = prepare(image, text, image_mask, text_mask, kappa)
-    explicit = backend != "auto" or image.device.type == "cpu"  # on other devices the same tiles, by torch's operations
-    if explicit and choose(backend, image, ("reference", "cpu")) == "reference":
+    path = choose_tiles(backend, image)
+    if path == "reference":
         return reference_attend(
             image, packed, image_mask=image_mask, kappa=kappa_, weights=weights, k=k, reduce=reduce, pairs=pairs
         )
     from ._attend_cpu import attend_tokens
 
+    triton = path == "triton"
     if pairs is None:
-        scores = attend_tokens(image, image_mask, packed.tokens, kappa_, weights, k, None, None)
+        scores = attend_tokens(image, image_mask, packed.tokens, kappa_, weights, k, None, None, triton)
         return pool(scores, packed.owners(), packed.lengths, reduce).T
     rows, counts, owners, lengths = pair_rows(packed, pairs, len(image))
-    scores = attend_tokens(image, image_mask, packed.tokens, kappa_, weights, k, rows, counts)
+    scores = attend_tokens(image, image_mask, packed.tokens, kappa_, weights, k, rows, counts, triton)
     return pool(scores, owners, lengths, reduce)[:, 0]
 
 

@@ -15,13 +15,12 @@ Cuturi (arXiv 1803.00567, section 4.4, with cost -S and f, g of the opposite sig
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ._dispatch import VARIABLE, Backend, choose
+from ._dispatch import Backend, choose_tiles
 from ._tokens import Packed, unpack
 from .attend import Reduce, check_pairs, prepare
 
@@ -66,7 +65,7 @@ def transport(  # noqa: PLR0913 - one public entry; all but the tokens by keywor
     unknown reduction, or a backend that cannot run.
     """
     image, packed, unit = _checked(image, text, image_mask, text_mask, epsilon, iterations, reduce, pairs)
-    path = _path(backend, image)
+    path = choose_tiles(backend, image)
     if path == "reference":
         return reference_transport(
             image, packed, image_mask=image_mask, epsilon=epsilon, iterations=iterations, reduce=reduce, pairs=pairs
@@ -152,10 +151,3 @@ def _checked(  # noqa: PLR0913 - all that can be wrong, in one place for both fo
     if pairs is not None:
         check_pairs(pairs, len(image), len(packed))
     return image, packed, unit
-
-
-def _path(backend: Backend, image: Tensor) -> str:
-    """`choose`, with the tiles in place of a reference that nobody asked for: they run on every device."""
-    asked = backend if backend != "auto" else os.environ.get(VARIABLE, "auto")
-    chosen = choose(backend, image)
-    return "tiles" if chosen == "cpu" or (chosen == "reference" and asked != "reference") else chosen

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-MODULES = ("_maxsim_triton", "_maxsim_triton_backward", "_transport_triton")
+MODULES = ("_maxsim_triton", "_maxsim_triton_backward", "_transport_triton", "_attend_triton")
 TARGETS = {
     80: (166912, "mma.sync"),
     90: (232448, "wgmma.mma_async"),
@@ -72,12 +72,13 @@ def compiled(tmp_path_factory):
 
 
 def test_all_are_there(compiled):
-    assert len(compiled) == 20
+    assert len(compiled) == 28
     assert {row["target"] for row in compiled} == set(TARGETS)
 
 
 def test_tensor_cores(compiled):
-    products = [row for row in compiled if row["name"] != "combine"]  # which only compares
+    # combine only compares; float32 is multiplied without them, as they would round it to 10 bits.
+    products = [row for row in compiled if row["name"] != "combine" and not row["name"].endswith("fp32")]
     assert [row for row in products if not row[TARGETS[row["target"]][1]]] == []
     assert [row for row in compiled if row["target"] == 90 and row["mma.sync"]] == []
 
