@@ -5,6 +5,9 @@ one object. Here no region is taken twice (linear assignment, Kuhn 1955), and th
 that are matched, min(regions, segments) of them. Meant for a store of level `regions`, as structure-guided inference
 (arXiv 2506.09691, 2604.11496) is, whose matching is greedy. A third party's test of exclusive matching on SigLIP2's
 crops found no clear gain on SugarCrepe++ and Winoground.
+
+Observed on the embedded world (shapes-vit, crops of its boxes, in domain, 2,500 groups): swap group score 23.0 % [21.4,
+24.6], where `maxsim` has 22.2 [20.5, 23.7] and `sinkhorn` 22.4 [20.8, 24.0]: no clear gain either.
 """
 
 from __future__ import annotations
