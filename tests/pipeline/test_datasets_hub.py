@@ -235,5 +235,5 @@ def test_the_first_rows_cost_no_more_than_their_block(tmp_path, monkeypatch):
     rows = _hub._undecoded(many, "image")
     keys = _hub._keys(rows, "image")
     first = [next(keys) for _ in range(3)]
-    assert len(read) == 4
+    assert 3 <= len(read) <= 4  # the fourth may still be under way in its thread
     assert first + list(keys) == [take(cell).hex() for cell in rows[:]["image"]]
