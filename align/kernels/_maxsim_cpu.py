@@ -34,17 +34,21 @@ def best_sums(
     text_lengths: Tensor,
     directions: tuple[bool, bool],
     pairs: Tensor | None,
+    most: int,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Sums over its tokens of each caption's best similarities, and over its patches of each image's: (I, C) each, or
-    (N,) for pairs; None for a direction that is not asked for."""
+    (N,) for pairs; None for a direction that is not asked for. No caption has more than `most` tokens."""
     t2i, i2t = directions
     keep = torch.is_grad_enabled() and (image.requires_grad or text.requires_grad)
+    # The graph of torch.compile cannot look.
+    most = _bound(most) if torch.compiler.is_compiling() else int(text_lengths.max()) if len(text_lengths) else 0
     if pairs is None:
-        to_text, to_image, _, _ = maxsim_cpu(image, image_lengths, text, text_lengths, t2i, i2t, keep)
+        to_text, to_image, _, _ = maxsim_cpu(image, image_lengths, text, text_lengths, t2i, i2t, keep, most)
     else:
         from ._maxsim_pairs import maxsim_pairs_cpu
 
-        to_text, to_image, _, _ = maxsim_pairs_cpu(image, image_lengths, text, text_lengths, pairs, t2i, i2t)
+        given = image, image_lengths, text, text_lengths, pairs
+        to_text, to_image, _, _ = maxsim_pairs_cpu(*given, t2i, i2t, most)
     return (to_text if t2i else None), (to_image if i2t else None)
 
 
@@ -114,21 +118,31 @@ def index_dtype(count: int) -> torch.dtype:
     return torch.uint8 if count <= 255 else torch.int16 if count <= 32767 else torch.int32
 
 
+def _bound(most: int) -> int:
+    """A constant, no less than `most`, which may be a symbol that nobody knows a value of."""
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # a second, and only torch.compile comes here
+
+    return next((bound for bound in (255, 32767) if guard_or_false(most <= bound)), 2**31 - 1)
+
+
 @torch.library.custom_op("compal::maxsim_cpu", mutates_args=())
-def maxsim_cpu(
-    image: Tensor, image_lengths: Tensor, text: Tensor, text_lengths: Tensor, t2i: bool, i2t: bool, keep: bool
+def maxsim_cpu(  # noqa: PLR0913 - an operator takes tensors and numbers, no record
+    image: Tensor,
+    image_lengths: Tensor,
+    text: Tensor,
+    text_lengths: Tensor,
+    t2i: bool,
+    i2t: bool,
+    keep: bool,
+    most: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """image (I, P, D), real tokens first; text (N, D) packed → sums (I, C) of both directions and, with `keep`, the
     places of the maxima: (I, N) the patch of each text token, and (C, I, P) the token in the caption of each patch,
-    both with the captions in sorted order."""
+    both with the captions in sorted order. `most` bounds the captions' lengths and sets the width of the latter."""
     plan = Plan.of(image_lengths, text_lengths)
-    (images, patches, _), captions = image.shape, len(text_lengths)
-    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
-    to_text = torch.zeros(images, captions if t2i else 0, dtype=dtype)
-    to_image = torch.zeros(images, captions if i2t else 0, dtype=dtype)
-    longest = int(text_lengths.max()) if captions else 0
-    of_text = torch.zeros((images, len(text)) if keep and t2i else (0, 0), dtype=index_dtype(patches))
-    of_image = torch.zeros((captions, images, patches) if keep and i2t else (0, 0, 0), dtype=index_dtype(longest))
+    out = _empty(image, text, text_lengths, (t2i, i2t), keep, most)
+    to_text, to_image, of_text, of_image = (part.zero_() for part in out)
+    dtype = to_text.dtype
     tokens = text if plan.rows is None else text[torch.from_numpy(plan.rows)]
     buffer = torch.empty(0, dtype=dtype)
     for block in plan.blocks:
@@ -232,19 +246,31 @@ def _write(
         of_text[members, start : start + len(places)] = places.T.to(of_text.dtype)
 
 
-@maxsim_cpu.register_fake
-def _(
-    image: Tensor, image_lengths: Tensor, text: Tensor, text_lengths: Tensor, t2i: bool, i2t: bool, keep: bool
+def _empty(
+    image: Tensor, text: Tensor, text_lengths: Tensor, directions: tuple[bool, bool], keep: bool, most: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    images, patches, captions = image.shape[0], image.shape[1], text_lengths.shape[0]
+    (images, patches, _), captions, (t2i, i2t) = image.shape, text_lengths.shape[0], directions
     dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
-    # The longest caption is data; its index dtype is that of every caption up to 255 tokens.
     return (
         image.new_empty(images, captions if t2i else 0, dtype=dtype),
         image.new_empty(images, captions if i2t else 0, dtype=dtype),
-        image.new_empty((images, text.shape[0]) if keep and t2i else (0, 0), dtype=index_dtype(int(patches))),
-        image.new_empty((captions, images, patches) if keep and i2t else (0, 0, 0), dtype=torch.uint8),
+        image.new_empty((images, text.shape[0]) if keep and t2i else (0, 0), dtype=index_dtype(patches)),
+        image.new_empty((captions, images, patches) if keep and i2t else (0, 0, 0), dtype=index_dtype(most)),
     )
+
+
+@maxsim_cpu.register_fake
+def _(  # noqa: PLR0913 - the operator's arguments
+    image: Tensor,
+    image_lengths: Tensor,
+    text: Tensor,
+    text_lengths: Tensor,
+    t2i: bool,
+    i2t: bool,
+    keep: bool,
+    most: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _empty(image, text, text_lengths, (t2i, i2t), keep, most)
 
 
 @torch.library.custom_op("compal::maxsim_cpu_backward", mutates_args=())
@@ -294,7 +320,7 @@ def _gradients(ctx: Any, grad_text: Tensor, grad_image: Tensor, *_: object) -> t
     d_image, d_text = maxsim_cpu_backward(
         [grad_text.contiguous(), grad_image.contiguous()], image, image_lengths, text, text_lengths, [of_text, of_image]
     )
-    return d_image, None, d_text, None, None, None, None
+    return d_image, None, d_text, *[None] * 5
 
 
 maxsim_cpu.register_autograd(_gradients, setup_context=_save)

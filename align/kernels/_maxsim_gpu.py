@@ -15,9 +15,10 @@ def best_sums(
     text_lengths: Tensor,
     directions: tuple[bool, bool],
     pairs: Tensor | None,
+    most: int,
 ) -> tuple[Tensor | None, Tensor | None]:
     """As `_maxsim_cpu.best_sums`. Pairs are taken from the whole block."""
-    best, top = token_max(image, image_lengths, text, text_lengths, *directions)
+    best, top = token_max(image, image_lengths, text, text_lengths, *directions, most)
     to_text = to_image = None
     if directions[0]:
         sums = torch.segment_reduce(best.T.contiguous(), "sum", lengths=text_lengths.to(best.device), axis=0)

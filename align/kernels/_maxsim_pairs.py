@@ -23,11 +23,18 @@ def _token_rows(text_lengths: Tensor, captions: Array) -> Array:
 
 
 @torch.library.custom_op("compal::maxsim_pairs_cpu", mutates_args=())
-def maxsim_pairs_cpu(
-    image: Tensor, image_lengths: Tensor, text: Tensor, text_lengths: Tensor, pairs: Tensor, t2i: bool, i2t: bool
+def maxsim_pairs_cpu(  # noqa: PLR0913 - an operator takes tensors and numbers, no record
+    image: Tensor,
+    image_lengths: Tensor,
+    text: Tensor,
+    text_lengths: Tensor,
+    pairs: Tensor,
+    t2i: bool,
+    i2t: bool,
+    most: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sums (N,) of both directions of `pairs` (N, 2), and the places of the maxima: the patch of each token of each
-    pair's caption, pair after pair, and (N, P) the token in the caption of each patch."""
+    pair's caption, pair after pair, and (N, P) the token in the caption of each patch; `most` as in `maxsim_cpu`."""
     dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
     numbered: Array = pairs.numpy()
     lengths: Array = text_lengths.numpy()
@@ -36,7 +43,7 @@ def maxsim_pairs_cpu(
     patches = image.shape[1]
     to_text, to_image = torch.zeros(2, len(pairs), dtype=dtype).unbind()
     of_text = torch.zeros(int(sizes.sum()) if t2i else 0, dtype=index_dtype(patches))
-    of_image = torch.zeros((len(pairs), patches) if i2t else (0, 0), dtype=index_dtype(int(lengths.max(initial=0))))
+    of_image = torch.zeros((len(pairs), patches) if i2t else (0, 0), dtype=index_dtype(most))
     for row in np.unique(numbered[:, 0]):
         members = np.flatnonzero(numbered[:, 0] == row)
         members = members[sizes[members] > 0]
@@ -61,8 +68,15 @@ def maxsim_pairs_cpu(
 
 
 @maxsim_pairs_cpu.register_fake
-def _(
-    image: Tensor, image_lengths: Tensor, text: Tensor, text_lengths: Tensor, pairs: Tensor, t2i: bool, i2t: bool
+def _(  # noqa: PLR0913 - the operator's arguments
+    image: Tensor,
+    image_lengths: Tensor,
+    text: Tensor,
+    text_lengths: Tensor,
+    pairs: Tensor,
+    t2i: bool,
+    i2t: bool,
+    most: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
     count = pairs.shape[0]
@@ -70,8 +84,8 @@ def _(
     return (
         image.new_empty(count, dtype=dtype),
         image.new_empty(count, dtype=dtype),
-        image.new_empty(tokens, dtype=index_dtype(int(image.shape[1]))),
-        image.new_empty((count, image.shape[1]) if i2t else (0, 0), dtype=torch.uint8),
+        image.new_empty(tokens, dtype=index_dtype(image.shape[1])),
+        image.new_empty((count, image.shape[1]) if i2t else (0, 0), dtype=index_dtype(most)),
     )
 
 
@@ -150,7 +164,7 @@ def _gradients(ctx: Any, grad_text: Tensor, grad_image: Tensor, *_: object) -> t
         pairs,
         [of_text, of_image],
     )
-    return d_image, None, d_text, None, None, None, None
+    return d_image, None, d_text, *[None] * 5
 
 
 maxsim_pairs_cpu.register_autograd(_gradients, setup_context=_save)

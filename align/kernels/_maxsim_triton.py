@@ -331,13 +331,20 @@ token_max_triton.register_autograd(_gradients, setup_context=_save)
 
 
 def token_max(
-    image: Tensor, image_lengths: Tensor, text: Tensor, text_lengths: Tensor, t2i: bool, i2t: bool
+    image: Tensor,
+    image_lengths: Tensor,
+    text: Tensor,
+    text_lengths: Tensor,
+    t2i: bool,
+    i2t: bool,
+    most: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Best partners of all tokens, for every image and caption.
 
     image          (I, P, D), the real patches first; what stands behind `image_lengths` (I,) int64 is not read
     text           (N, D) packed tokens of the same float dtype; `text_lengths` (C,) int64 sums to N
     t2i, i2t       the directions wanted
+    most           a bound of the captions' lengths, for torch.compile, whose graph cannot look; None = N
 
     Gives t2i (I, N) float32, for each text token its best patch's similarity, 0 in an empty image; and i2t (I, P, C)
     float32, for each patch its best token in each caption, 0 for an empty caption and behind `image_lengths`. Of a
@@ -352,7 +359,7 @@ def token_max(
         nothing = torch.zeros(0, dtype=torch.int32, device=image.device)
         plan = Plan(nothing, nothing, torch.zeros(len(text_lengths) + 1, dtype=torch.int32, device=image.device))
     elif torch.compiler.is_compiling():
-        longest, plan = tokens, Plan.of(text_lengths, tokens, exact=False)
+        longest, plan = tokens if most is None else most, Plan.of(text_lengths, tokens, exact=False)
     else:
         text_lengths = text_lengths.cpu()
         longest, plan = max(text_lengths.tolist(), default=0), Plan.of(text_lengths, tokens)

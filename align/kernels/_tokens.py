@@ -71,11 +71,13 @@ def padded(text: Tensor | Packed, mask: Tensor | None) -> tuple[Tensor, Tensor |
 
 def front(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """(B, S, D) with the real tokens of each row first, in order, and how many they are, (B,) int64. Rows whose real
-    tokens are in front already are not copied on a CPU; on a GPU, where to ask would wait for it, they are."""
+    tokens are in front already are not copied on a CPU; on a GPU, where to ask would wait for it, and under
+    torch.compile, whose graph cannot ask, they are."""
     if mask is None:
         return values, torch.full((values.shape[0],), values.shape[1], dtype=torch.int64, device=values.device)
     lengths = mask.sum(1)
-    if mask.device.type == "cpu" and bool((mask.cummin(1).values == mask).all()):
+    looked = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looked and bool((mask.cummin(1).values == mask).all()):
         return values, lengths
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
     return values.gather(1, order[..., None].expand_as(values)), lengths

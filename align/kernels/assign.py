@@ -47,21 +47,29 @@ def assign(
         for row, column in pairs.tolist():
             patches = image[row] if image_mask is None else image[row][image_mask[row]]
             similarity = captions[column] @ patches.to(dtype).T
-            chosen = similarity[_matched(similarity)]
+            tokens, patched = matched(similarity.detach()).unbind()
+            chosen = similarity[tokens, patched]
             scores.append(chosen.mean() if reduce == "mean" and len(chosen) else chosen.sum())
     return torch.stack(scores) if scores else image.new_zeros(0, dtype=dtype)
 
 
-def _matched(similarity: Tensor) -> tuple[Tensor, Tensor]:
-    """Token and patch of each match of (L, P) similarities."""
+@torch.library.custom_op("compal::assign_matched", mutates_args=())
+def matched(similarity: Tensor) -> Tensor:
+    """Token and patch of each match of (L, P) similarities, (2, min(L, P)) int64. Raises `InputError`."""
     from scipy.optimize import linear_sum_assignment
 
-    known = similarity.detach().cpu()
+    known = similarity.cpu()
     if not bool(known.isfinite().all()):
         raise InputError("a similarity is not finite: no assignment is the best", "Look for NaN in the features.")
     tokens, patches = linear_sum_assignment(known.numpy(), maximize=True)
-    device = similarity.device
-    return torch.from_numpy(tokens).to(device), torch.from_numpy(patches).to(device)
+    found = similarity.new_empty(2, len(tokens), dtype=torch.int64)
+    found[0], found[1] = torch.from_numpy(tokens), torch.from_numpy(patches)
+    return found
+
+
+@matched.register_fake
+def _(similarity: Tensor) -> Tensor:
+    return similarity.new_empty(2, torch.sym_min(*similarity.shape), dtype=torch.int64)
 
 
 def _check(

@@ -94,8 +94,10 @@ def segment_queries(text: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
     most = int(segments.max()) + 1 if segments.numel() else 0
     inside = segments >= 0
     slot = torch.arange(captions, device=text.device)[:, None] * most + segments
-    sums = text.new_zeros(captions * most, text.shape[2]).index_add(0, slot[inside], text[inside])
-    counts = torch.zeros(captions * most, device=text.device).index_add(0, slot[inside], inside[inside].float())
+    slot = slot.where(inside, captions * most).flatten()  # one more, for what is in none
+    values = text.masked_fill(~inside[..., None], 0).flatten(0, 1)
+    sums = text.new_zeros(captions * most + 1, text.shape[2]).index_add(0, slot, values)[:-1]
+    counts = torch.zeros(captions * most + 1, device=text.device).index_add(0, slot, inside.flatten().float())[:-1]
     means = sums / counts.clamp(min=1).to(text.dtype)[:, None]
     return means.view(captions, most, -1), counts.view(captions, most) > 0
 
@@ -218,10 +220,11 @@ def pair_rows(packed: Packed, pairs: Tensor, images: int) -> tuple[Tensor, Tenso
 
 
 def check_pairs(pairs: Tensor, images: int, captions: int) -> None:
-    """Raises `InputError` unless pairs are (N, 2) int64 within the rows; what lies on a GPU is not looked at."""
+    """Raises `InputError` unless pairs are (N, 2) int64 within the rows; what lies on a GPU, and what torch.compile
+    traces, is not looked at."""
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype != torch.int64:
         raise InputError(f"pairs are {tuple(pairs.shape)} of {pairs.dtype}", "Give (N, 2) int64: image, caption.")
-    if pairs.device.type == "cpu" and len(pairs):
+    if pairs.device.type == "cpu" and len(pairs) and not torch.compiler.is_compiling():
         low, high = pairs.amin(0).tolist(), pairs.amax(0).tolist()
         if min(low) < 0 or high[0] >= images or high[1] >= captions:
             raise InputError(f"pairs reach {high} and {low} among {images} images and {captions} captions")

@@ -64,7 +64,8 @@ def maxsim(  # noqa: PLR0913 - one public entry; all but the tokens by keyword
             from ._maxsim_cpu import best_sums
         else:
             from ._maxsim_gpu import best_sums
-        to_text, to_image = best_sums(image, image_lengths, packed.tokens, packed.lengths, (t2i, i2t), pairs)
+        most = packed.tokens.shape[0] if isinstance(text, Packed) else text.shape[1]
+        to_text, to_image = best_sums(image, image_lengths, packed.tokens, packed.lengths, (t2i, i2t), pairs, most)
         return _finish(to_text, to_image, (image_lengths, packed.lengths.to(image.device)), reduce, pairs)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from compal.align.kernels import assign, maxsim, pack
+from compal.align.kernels.assign import matched
 from compal.errors import InputError, UsageError
 
 LENGTHS = torch.tensor([3, 1, 4, 0])
@@ -102,3 +103,8 @@ def test_what_cannot_be(change, error, says):
     image, text, _, _ = inputs(torch.float32)
     with pytest.raises(error, match=says):
         assign(**{"image": image, "text": text, "pairs": EVERY, **change})
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (0, 4)])
+def test_opcheck(shape):
+    torch.library.opcheck(matched, (torch.randn(shape, generator=torch.Generator().manual_seed(0)),))

@@ -7,6 +7,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from compal.align.kernels import _maxsim_cpu, _maxsim_gradients
 from compal.align.kernels._maxsim_cpu import Plan, maxsim_cpu
@@ -247,7 +249,7 @@ def test_a_byte_per_maximum_is_kept_for_the_gradients(direction, bytes_each):
 
 def test_without_gradients_no_places_are_kept():
     image, text = tokens()
-    found = maxsim_cpu(image, torch.full((5,), 7), text.flatten(0, 1), torch.full((6,), 4), True, True, False)
+    found = maxsim_cpu(image, torch.full((5,), 7), text.flatten(0, 1), torch.full((6,), 4), True, True, False, 4)
     assert found[2].numel() == found[3].numel() == 0
 
 
@@ -257,9 +259,42 @@ def test_opcheck():
     image, text = (values.requires_grad_() for values in tokens())
     lengths = torch.full((5,), 7), torch.tensor([4, 4, 0, 8, 4, 4])
     flat = text.flatten(0, 1).detach().requires_grad_()
-    torch.library.opcheck(maxsim_cpu, (image, lengths[0], flat, lengths[1], True, True, True))
+    torch.library.opcheck(maxsim_cpu, (image, lengths[0], flat, lengths[1], True, True, True, 8))
     pairs = torch.tensor([[0, 0], [3, 3]])
-    torch.library.opcheck(maxsim_pairs_cpu, (image, lengths[0], flat, lengths[1], pairs, True, True))
+    torch.library.opcheck(maxsim_pairs_cpu, (image, lengths[0], flat, lengths[1], pairs, True, True, 8))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize(("words", "kind"), [(255, torch.uint8), (256, torch.int16), (300, torch.int16)])
+def test_the_width_of_a_place_is_known_without_the_data(words, kind):
+    """What torch.compile traces with says what the operators give, also for captions that a byte does not hold."""
+    image, text = tokens(images=2, patches=3, captions=2, words=words, width=3)
+    lengths = torch.full((2,), 3), torch.tensor([words, 5])
+    flat = torch.cat([text[0], text[1, :5]]).requires_grad_()
+    given = image.requires_grad_(), lengths[0], flat, lengths[1]
+    pairs = torch.tensor([[0, 0], [1, 1]])
+    for operator, options in ((maxsim_cpu, (True, True, True, words)), (maxsim_pairs_cpu, (pairs, True, True, words))):
+        torch.library.opcheck(operator, (*given, *options))
+        with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
+            fake = operator(*given, *options)
+        for told, real in zip(fake, operator(*given, *options), strict=True):
+            assert told.dtype == real.dtype
+        assert real.dtype == kind
+
+
+@pytest.mark.parametrize("chosen", [None, torch.tensor([[0, 0], [1, 1], [1, 0]])])
+@pytest.mark.parametrize("packed", [False, True])
+def test_long_captions_compile(chosen, packed):
+    image, text = tokens(images=2, patches=3, captions=2, words=300, width=3)
+    mask = torch.arange(300) < torch.tensor([[300], [280]])
+
+    def score(image, text):
+        given = pack(text, mask) if packed else text
+        return maxsim(image, given, text_mask=None if packed else mask, direction="both", pairs=chosen, reduce="sum")
+
+    compiled = torch.compile(score, fullgraph=True, backend="aot_eager")
+    for found, right in zip(gradients(compiled, image, text), gradients(score, image, text), strict=True):
+        assert torch.equal(found, right)
 
 
 def test_padding_free_maxsim_compiles_whole():
