@@ -15,13 +15,17 @@ from .batches import Batch
 
 
 def backward(
-    score: Callable[[Batch], Tensor], batch: Batch, objective: Callable[[Tensor], Tensor], chunk: int
+    score: Callable[[Batch], Tensor],
+    batch: Batch,
+    objective: Callable[[Tensor], Tensor],
+    chunk: int,
+    differentiate: Callable[[Tensor], object] = torch.autograd.backward,
 ) -> Tensor:
     """Add the gradients of `objective(score(batch))` to the parameters of both; the detached scalar loss.
 
     `score` gives (I, C) and treats images alone; it sees `chunk` images at a time. `objective` takes (I, C).
     With `Batch.rows`, I counts the images that are here. Random generators are replayed, so dropout is the same in both
-    passes.
+    passes. `differentiate` goes back from the loss; a scale that it puts on it (`GradScaler`) reaches every gradient.
     """
     count, captions = batch.shape
     columns = torch.arange(captions, device=batch.device)
@@ -31,7 +35,7 @@ def backward(
         block = torch.cat([score(part) for part in parts])
     leaf = block.requires_grad_()
     loss = objective(leaf)
-    loss.backward()  # type: ignore[no-untyped-call]
+    differentiate(loss)
     assert leaf.grad is not None
     for part, gradient in zip(parts, torch.split(leaf.grad, chunk), strict=True):
         score(part).backward(gradient)  # type: ignore[no-untyped-call]

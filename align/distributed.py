@@ -22,20 +22,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from .. import errors
 from ..errors import CompalError, InputError, UsageError
-from . import processes
+from . import messages, processes
 from .batches import Batch
 from .loader import share
+from .recipe import Precision
 
 PATIENCE = timedelta(hours=6)  # that the others wait while the first process validates or mines; a death is heard of
 
@@ -55,6 +57,8 @@ class Team:
 
     rank, world  which process of how many       lead   whether it is the first
     here         processes on this machine       cuda   the CUDA devices whose random generators are used
+    scaler       of a float16 loss, None in other precisions. Its gradients are reduced before it looks for what
+                 overflowed, so that all processes leave out the same steps and have the same scale
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -62,6 +66,7 @@ class Team:
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.lead, self.several = self.rank == 0, self.world > 1
         self.here = int(getattr(fabric.strategy, "num_processes", 1)) if self.several else 1
+        self.scaler: torch.amp.GradScaler | None = getattr(fabric.strategy.precision, "scaler", None)
         # Words and decisions go over gloo also beside nccl: they must neither wait for a GPU nor time out like one.
         self._words: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if self.several else None
 
@@ -83,12 +88,16 @@ class Team:
         return result  # type: ignore[return-value]
 
     def led(self, do: Callable[[], T]) -> T:
-        """`do()` of the first process, whose result (which pickle can carry) or error all have."""
+        """`do()` of the first process, whose result or error all have.
+
+        The result is what `messages.pack` carries: None, bool, int, float, str, `Path`, tensors (on the host then), and
+        lists, tuples and dicts of them. Anything else is a `TypeError`, in all.
+        """
         if not self.several:
             return do()
-        result, error = _tried(do) if self.lead else (None, None)
+        message, error = _tried(lambda: messages.pack(do())) if self.lead else (None, None)
         self._agree(error)
-        told: T = self._told(result, 0)
+        told: T = self._told(message, 0)
         return told
 
     def decided(self, do: Callable[[], bool]) -> bool:
@@ -106,17 +115,16 @@ class Team:
         failed = int(flags[0])
         if failed < self.world:
             text = str(error) or type(error).__name__
-            name, told = self._told((type(error).__name__, text), failed)
+            said = [type(error).__name__, text]
+            name, told = self._told(messages.pack(said) if self.rank == failed else None, failed)
             if error is not None:
                 raise error
             raise _relayed(name, told, failed, self)
         return bool(flags[1] < 0)
 
-    def _told(self, said: Any, rank: int) -> Any:
-        box = [said]
+    def _told(self, message: messages.Message | None, rank: int) -> Any:
         with _others():
-            dist.broadcast_object_list(box, rank, group=self._words, device=torch.device("cpu"))
-        return box[0]
+            return messages.broadcast(message, rank, self._words)
 
     # --- numbers ---------------------------------------------------------------------------------------
 
@@ -160,6 +168,22 @@ class Team:
         if self.several:
             mixed = np.random.SeedSequence([seed, step, self.rank]).generate_state(1, np.uint64)[0]
             torch.manual_seed(int(mixed) >> 1)
+
+    def scale_state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the scale of the loss."""
+        if self.scaler is None:
+            return {}
+        state = self.scaler.state_dict()
+        return {
+            "scaler.scale": torch.tensor(state["scale"], dtype=torch.float64),
+            "scaler.steps": torch.tensor(state["_growth_tracker"]),  # since it last changed
+        }
+
+    def restore_scale(self, state: dict[str, Tensor]) -> None:
+        """Take up what `scale_state` gave."""
+        if self.scaler is not None:
+            scale, steps = float(state["scaler.scale"]), int(state["scaler.steps"])
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": steps})
 
     # --- the end ---------------------------------------------------------------------------------------
 
@@ -212,7 +236,7 @@ def _reduce(pairs: list[tuple[nn.Parameter, float]]) -> None:
         parameter.grad = part.view_as(parameter) if count else None
 
 
-def open_team(device: str, precision: Literal["32-true", "bf16-mixed"], devices: int = 1, nodes: int = 1) -> Team:
+def open_team(device: str, precision: Precision, devices: int = 1, nodes: int = 1) -> Team:
     """The processes of a run: this one, or `devices` on each of `nodes` machines, or those of a torchrun.
 
     Raises `UsageError` for a device that cannot be, `InputError` for one that is not there or if the processes do not
@@ -228,7 +252,7 @@ def open_team(device: str, precision: Literal["32-true", "bf16-mixed"], devices:
     devices, nodes = processes.asked(devices, nodes)
     if devices * nodes == 1:
         chosen = 1 if wanted.index is None or wanted.type != "cuda" else [wanted.index]
-        return Team(Fabric(accelerator=wanted.type, devices=chosen, precision=precision))
+        return Team(Fabric(accelerator=wanted.type, devices=chosen, plugins=_precision(precision, wanted.type)))
     if wanted.index is not None or wanted.type == "mps":
         raise UsageError(f"{devices * nodes} processes on the one device '{device}'", "Use --device cuda or cpu.")
     if wanted.type == "cuda" and torch.cuda.device_count() < devices:
@@ -236,12 +260,21 @@ def open_team(device: str, precision: Literal["32-true", "bf16-mixed"], devices:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it announces every group in three lines
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(
-        accelerator=wanted.type, devices=devices, num_nodes=nodes, strategy=Processes(), precision=precision
+        accelerator=wanted.type,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=Processes(),
+        plugins=_precision(precision, wanted.type),
     )
     processes.start(fabric.strategy.cluster_environment, devices, nodes)
     with _others("the processes of this run did not find each other"):
         fabric.launch()
     return Team(fabric)
+
+
+def _precision(precision: Precision, device: str) -> list[Any]:
+    """Fabric's plugin. By its name it would take float16 on a CPU for bfloat16."""
+    return [] if precision == "32-true" else [MixedPrecision(precision, device=device)]
 
 
 def _tried(do: Callable[[], T]) -> tuple[T | None, Exception | None]:

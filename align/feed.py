@@ -20,8 +20,6 @@ class Feed:
 
     No batch is drawn ahead of a mining that it depends on, so the loader ends where the next one is due. Of several
     processes the first mines; each has its share of a batch's images (`Loader`).
-
-    waited  seconds that steps waited for data; mining is not among them
     """
 
     def __init__(
@@ -36,7 +34,7 @@ class Feed:
         self.sampler, self.features, self.team = sampler, features, team
         self.accumulate, self.scorer, self.miner = accumulate, scorer, miner
         self._loader: Loader | None = None
-        self._end, self._waited = 0, 0.0
+        self._end, self._loaded = 0, (0.0, 0.0)
 
     def batches(self, step: int, last: int) -> Iterator[Batch]:
         """Those of one step of a run that ends before `last`; steps are asked for in order."""
@@ -50,9 +48,11 @@ class Feed:
         """What a resumed run needs of it."""
         return {} if self.miner is None else self.miner.state()
 
-    @property
-    def waited(self) -> float:
-        return self._waited + (self._loader.waited if self._loader is not None else 0.0)
+    def loaded(self) -> tuple[float, float]:
+        """Seconds that steps waited for data (mining is not among them), and of issuing copies to a CUDA device."""
+        waited, copied = self._loaded
+        loader = self._loader
+        return self._loaded if loader is None else (waited + loader.waited, copied + loader.copied)
 
     def _begin(self, step: int, last: int) -> Loader:
         self._close()
@@ -74,7 +74,7 @@ class Feed:
     def _close(self) -> None:
         if self._loader is not None:
             self._loader.__exit__(None, None, None)
-            self._waited, self._loader = self.waited, None
+            self._loaded, self._loader = self.loaded(), None
 
     def __enter__(self) -> Feed:
         return self

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from torch import Tensor
 
-from ..errors import InputError, SpecMismatch, UsageError
+from ..errors import SpecMismatch, UsageError
 from ..stores.spec import FeatureSpec
 from . import runs
-from .batches import Batch, Features, FeatureTable, open_table
-from .cached import backward
+from .batches import Features, FeatureTable, open_table
 from .checkpoint import load_scorer
+from .clock import Clock
+from .compiled import compile_modules, compiling
 from .distributed import Team, open_team
 from .feed import Feed
 from .mining import Miner
 from .pairs import PairTable
-from .recipe import FitConfig, OptimConfig, load_recipe
+from .recipe import FitConfig, load_recipe
 from .record import Checkpoints, Progress, Record, State
 from .sampling import Sampler
 from .scorer import Dims, Scorer, build_head
+from .step import Step, adamw
 from .training import Training
 from .validate import Validation
 
@@ -43,6 +42,7 @@ class RunResult:
     parameters  trainable parameters of the head
     resident    whether the features were held in memory
     waited      seconds that steps waited for data, since the run was begun or resumed
+    step_time   where the time of a step went in the mean since then, seconds: see `Clock`; of the first process
     """
 
     run_dir: Path
@@ -56,6 +56,7 @@ class RunResult:
     parameters: int
     resident: bool
     waited: float
+    step_time: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,19 +95,26 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
                     its result.
 
     Raises `UsageError` for a head with nothing to fit, `InputError` if the folder holds a run and `resume`
-    is not asked for, if the loss is no longer finite, if the device is not there, or if another process of the run
-    has ended, `MissingFeatures`.
+    is not asked for, if the loss is no longer finite, if the device is not there, if there is no compiler for
+    `compile`, or if another process of the run has ended, `MissingFeatures`.
     """
     config, run_dir = config.complete(), Path(run_dir)
     team = open_team(device, config.precision, devices, nodes)
     fabric, optim = team.fabric, config.optim
-    with team, torch.random.fork_rng(devices=team.cuda), _deterministic(config.deterministic):
+    with (
+        team,
+        torch.random.fork_rng(devices=team.cuda),
+        _deterministic(config.deterministic),
+        compiling(config.compile),
+    ):
         resuming = team.led(lambda: runs.claim(run_dir, config, store.spec, resume))
         torch.manual_seed(config.seed)
         model = team.agreed(lambda: Training(_head(config, store), config.loss, team, config.ema))
+        if config.compile:
+            team.agreed(lambda: compile_modules([model.scorer, model.teacher], fabric.device))
         work = team.agreed(lambda: _open(config, store, train_pairs_path, val_pairs_path, team, model.scorer))
-        optimizer = _adamw(model, optim)
-        wrapped, stepper = fabric.setup(model, optimizer)
+        optimizer = adamw(model, optim)
+        _, stepper = fabric.setup(model, optimizer)
         feed = Feed(work.sampler, work.features, team, optim.accumulate, model.scorer, work.miner)
         saved = Checkpoints(run_dir / "checkpoints", model, optimizer, store.spec, feed)
         state = team.agreed(saved.load) if resuming else State()
@@ -117,49 +125,16 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
             team.led(lambda: _describe(run_dir, config, store.spec, work, facts))
 
         last = state.step if state.exhausted(config.validation.patience) else optim.steps
+        clock = Clock(fabric.device, feed.loaded)
+        take = Step(team, model, optimizer, stepper, optim, clock)
         with Record(run_dir, config, state, saved, work.validation, progress, team.lead) as record, feed:
             for step in range(state.step, last):
                 team.seed(config.seed, step)
-                rate = _set_rate(optimizer, optim.rate(step))
-                loss = _gradients(fabric, wrapped, feed.batches(step, last), optim)
-                team.reduce(model.scorer.parameters(), model.fitted.parameters())
-                norm = fabric.clip_gradients(
-                    wrapped, stepper, max_norm=optim.clip or math.inf, error_if_nonfinite=False
-                )
-                _require_finite(loss, norm, step)
-                stepper.step()
-                stepper.zero_grad()
-                model.follow()
+                loss, rate = take(feed.batches(step, last), step)
                 state.step = step + 1
-                if team.decided(lambda: record(loss, rate)):  # noqa: B023 - called at once
+                if team.decided(lambda: record(loss, rate, take.line)):  # noqa: B023 - called at once
                     break
-        return team.led(lambda: _finish(run_dir, config, state, model, work, feed.waited))
-
-
-def _gradients(fabric: Fabric, wrapped: Any, batches: Iterable[Batch], optim: OptimConfig) -> Tensor:
-    """Add up the gradients of a step's batches; the mean loss, detached."""
-    losses = []
-    for batch in batches:
-        if optim.chunk:
-            losses.append(_in_two_passes(fabric, wrapped.module, batch, optim))
-        else:
-            loss = wrapped(batch)
-            fabric.backward(loss / optim.accumulate)
-            losses.append(loss.detach())
-    return torch.stack(losses).mean()
-
-
-def _in_two_passes(fabric: Fabric, model: Training, batch: Batch, optim: OptimConfig) -> Tensor:
-    def score(part: Batch) -> Tensor:
-        with fabric.autocast():
-            return model.score(part)
-
-    def objective(scores: Tensor) -> Tensor:
-        return model.objective(scores, batch, guide) / optim.accumulate
-
-    with fabric.autocast():
-        guide = model.guide(batch, optim.chunk)
-    return backward(score, batch, objective, optim.chunk) * optim.accumulate
+        return RunResult(**team.led(lambda: vars(_finish(run_dir, config, state, model, work, clock))))
 
 
 @contextmanager
@@ -222,41 +197,11 @@ def _describe(run_dir: Path, config: FitConfig, spec: FeatureSpec, work: Work, f
     runs.describe(run_dir, config, {**runs.provenance(config, spec, work.tables), **facts})
 
 
-def _adamw(model: Training, optim: OptimConfig) -> torch.optim.AdamW:
-    """Weight decay on matrices only."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    others = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    first, second = optim.betas
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=optim.lr,
-        betas=(first, second),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-    )
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
-
-
-def _require_finite(loss: Tensor, norm: Tensor | None, step: int) -> None:
-    if not math.isfinite(loss.item()) or (norm is not None and not math.isfinite(norm.item())):
-        raise InputError(
-            f"the loss is {loss.item():.4g} at step {step + 1} and its gradient is no longer finite",
-            "Lower optim.lr or raise optim.warmup; --resume goes on from the last checkpoint.",
-        )
-
-
 def _parameters(model: Training) -> int:
     return sum(parameter.numel() for parameter in model.scorer.parameters() if parameter.requires_grad)
 
 
-def _finish(run_dir: Path, config: FitConfig, state: State, model: Training, work: Work, waited: float) -> RunResult:
+def _finish(run_dir: Path, config: FitConfig, state: State, model: Training, work: Work, clock: Clock) -> RunResult:
     result = RunResult(
         run_dir=run_dir,
         checkpoint=run_dir / "checkpoints" / "best.safetensors",
@@ -268,7 +213,8 @@ def _finish(run_dir: Path, config: FitConfig, state: State, model: Training, wor
         seconds=state.seconds,
         parameters=_parameters(model),
         resident=work.features.resident != "disk",
-        waited=waited,
+        waited=clock.waited,
+        step_time=clock.mean(),
     )
     places = {"run_dir": run_dir.name, "checkpoint": "checkpoints/best.safetensors"}
     runs.write_json(run_dir / "result.json", dataclasses.asdict(result) | places)

@@ -15,6 +15,8 @@ from ..errors import UsageError
 from .ema import EmaConfig
 from .sampling import DataConfig
 
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -73,11 +75,14 @@ class ValidationConfig:
 class FitConfig:
     """head, loss  "name" and the options of that part
     ema         a teacher that follows the head: see `EmaConfig`
+    level       of the store that is fitted on, where the ladder is cut: tokens, pooled, block:-K, pixels
     init        checkpoint of the same head on the same features to start from, "" = at random
-    precision   "32-true", or "bf16-mixed": products in bfloat16, parameters, scores and loss in float32
+    precision   "32-true"; or products in half precision, with parameters, scores and loss in float32: "bf16-mixed", or
+                "16-mixed", float16 with a loss that is scaled so that small gradients do not vanish
     log_every   steps between lines of metrics.jsonl
     checkpoint_every  steps between checkpoints beside those of the validations, 0 = none
     deterministic     only operators that give the same bits each time; one that cannot ends the run
+    compile     run the head's modules through torch.compile: the same losses but for rounding
     """
 
     head: dict[str, Any]
@@ -86,12 +91,14 @@ class FitConfig:
     data: DataConfig = field(default_factory=DataConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    level: str = "tokens"
     init: str = ""
     seed: int = 0
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     log_every: int = 10
     checkpoint_every: int = 0
     deterministic: bool = False
+    compile: bool = False
 
     def complete(self) -> FitConfig:
         """With every option of head and loss written out. Raises `UnknownName`, `UsageError`."""

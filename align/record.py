@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,14 +80,14 @@ class Record:
         self._opened: ExitStack = ExitStack()
         self._log = self._opened.enter_context(runs.Log(run_dir, state.step)) if writes else None
 
-    def __call__(self, loss: Tensor, rate: float) -> bool:
-        """Take in the step that `state` counts. Whether the run ends here."""
+    def __call__(self, loss: Tensor, rate: float, more: Callable[[], dict[str, Any]]) -> bool:
+        """Take in the step that `state` counts; `more` values for a line of the log. Whether the run ends here."""
         log, state, config = self._log, self.state, self.config
         assert log is not None
         state.seconds = time.monotonic() - self._started
         measured: dict[str, float] = {}
         if state.step % config.log_every == 0:
-            log.write(state.step, loss=loss.item(), rate=rate, seconds=round(state.seconds, 3))
+            log.write(state.step, loss=loss.item(), rate=rate, seconds=round(state.seconds, 3), **more())
         if state.step % config.validation.every == 0 or state.step == config.optim.steps:
             if self.validation is not None:
                 measured = self.validation.measure(self.saved.model.judged)
@@ -126,11 +127,13 @@ class Checkpoints:
     def save_state(self, state: State) -> None:
         """What the run resumes from, alone."""
         facts = dataclasses.asdict(state)
-        save_state(self.folder / "state.safetensors", self.model, self.optimizer, facts, self.feed.state())
+        extra = self.feed.state() | self.feed.team.scale_state()
+        save_state(self.folder / "state.safetensors", self.model, self.optimizer, facts, extra)
 
     def load(self) -> State:
-        """Weights, optimiser and random generators as they were saved."""
+        """Weights, optimiser, scale of the loss and random generators as they were saved."""
         facts, extra = load_state(self.folder / "state.safetensors", self.model, self.optimizer)
         if self.feed.miner is not None:
             self.feed.miner.restore(extra)
+        self.feed.team.restore_scale(extra)
         return State(**facts)

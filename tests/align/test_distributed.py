@@ -29,6 +29,7 @@ SCRIPT = (
     f"""
 import json, os, sys
 from pathlib import Path
+import torch
 from compal.align.fit import FitConfig, fit
 from compal.config import apply_settings, from_dict
 from compal.errors import CompalError
@@ -38,6 +39,20 @@ ASKED = {ASKED}
 """
     + """
 store, devices, nodes, *runs = sys.argv[1:]
+
+
+def forbid(event, details):
+    if event == "pickle.find_class":
+        raise AssertionError(f"{details} came out of a pickle")
+
+
+def forbidden(*_, **__):
+    raise AssertionError("an object was sent as a pickle")
+
+
+sys.addaudithook(forbid)
+for name in ("broadcast_object_list", "all_gather_object", "scatter_object_list", "send_object_list"):
+    setattr(torch.distributed, name, forbidden)
 rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
