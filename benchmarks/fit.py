@@ -1,12 +1,14 @@
-"""How long a training step waits for its data, and what it saves to train from features.
+"""Where the time of a training step goes, how long it waits for its data, and what it saves to train from features.
 
     python benchmarks/fit.py              # about a minute on two cores
     python benchmarks/fit.py --full       # more images and steps
     python benchmarks/fit.py --json
+    python benchmarks/fit.py --compile    # instead: steps with and without torch.compile, in turn
 
 A made-up store (random values, the sizes of CLIP ViT-B/32: 50 × 768 image tokens, captions of 8 to 30 tokens of 512,
-pooled embeddings of 512) lies in the page cache, and real heads and objectives of the recipes are fitted on it by a
-`Loader`, with `resident = "disk"` and "ram". The first step, for which nothing was made ahead, is left out.
+pooled embeddings of 512) lies in the page cache, and the recipes are fitted on it by `fit` itself, with `data.resident`
+"disk" and "ram"; the stages are those of its own log (`align/clock.py`). The first steps, for which nothing was made
+ahead, are left out. `step` is the sum of the stages, without `copy`, which runs beside the others.
 
     wait_share_tflocal   share of a step's time that the recipe `tflocal` waits for data, smaller batch (target ≤ 5 %)
     wait_share_linear    the same of `linear`, a pooled head, at its recipe's batch (target ≤ 20 %)
@@ -18,7 +20,9 @@ pooled embeddings of 512) lies in the page cache, and real heads and objectives 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -29,13 +33,17 @@ import open_clip
 import torch
 from _store_limits import machine
 
-from compal.align.batches import Residency, open_table
-from compal.align.fit import Training
-from compal.align.loader import Loader
+from compal.align.batches import Batch, open_table
+from compal.align.clock import STAGES, Clock
+from compal.align.compiled import compile_modules, compiling
+from compal.align.distributed import open_team
+from compal.align.fit import fit
 from compal.align.pairs import PairTable
 from compal.align.recipe import FitConfig, load_recipe
 from compal.align.sampling import Sampler
 from compal.align.scorer import Dims, build_head
+from compal.align.step import Step, adamw
+from compal.align.training import Training
 from compal.stores.items import Pair
 from compal.stores.pairs import write_pairs
 from compal.stores.spec import FeatureSpec
@@ -52,8 +60,7 @@ SPEC = FeatureSpec(
     context_length=77,
 )
 PART = 256
-STAGES = ("wait", "forward", "backward", "optimizer")
-CPU = torch.device("cpu")
+WARM = 6  # steps with and without torch.compile that are left out: in them it compiles
 
 
 def made_up(folder: Path, images: int) -> tuple[Store, Path]:
@@ -78,46 +85,82 @@ def made_up(folder: Path, images: int) -> tuple[Store, Path]:
     return Store.open(folder / "store"), folder / "pairs.parquet"
 
 
-class Run:
-    """Steps of a recipe on a store, and where their time goes."""
+def measure(config: FitConfig, store: Store, pairs: Path, steps: int, residency: str) -> dict[str, float]:
+    """Seconds a step by stage, and of the whole, by a run's own log without its first line. The log has few lines: what
+    writes one is in no stage, and the loader would use the time."""
+    every = max(1, steps // 6)
+    optim = dataclasses.replace(config.optim, steps=steps + every)
+    data = dataclasses.replace(config.data, resident=residency)
+    asked = dataclasses.replace(config, optim=optim, data=data, log_every=every)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(asked, store, pairs, None, Path(folder) / "run")
+        lines = map(json.loads, (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines())
+        times = [line["step_time"] for line in lines if "step_time" in line][1:]
+    clock = {stage: statistics.fmean(time[stage] for time in times) for stage in STAGES}
+    return clock | {"step": sum(seconds for stage, seconds in clock.items() if stage != "copy")}
 
-    def __init__(self, config: FitConfig, store: Store, pairs: Path) -> None:
+
+class Side:
+    """A model and its steps, compiled or not."""
+
+    def __init__(self, config: FitConfig, store: Store, compiled: bool) -> None:
         torch.manual_seed(0)
         options = dict(config.head)
         scorer = build_head(options.pop("name"), options, Dims.of(store.spec))
-        self.config, self.store, self.needs = config, store, scorer.needs
-        self.model = Training(scorer, config.loss)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.optim.lr)
-        self.table = PairTable.read(pairs, store)
-        self.sampler = Sampler(self.table, config.data, 10**6, 0)
+        self.team, self.needs = open_team("cpu", config.precision), scorer.needs
+        self.model = Training(scorer, config.loss, self.team)
+        if compiled:
+            compile_modules([scorer], torch.device("cpu"))
+        optimizer = adamw(self.model, config.optim)
+        _, stepper = self.team.fabric.setup(self.model, optimizer)
+        clock = Clock(torch.device("cpu"), lambda: (0.0, 0.0))
+        self.step = Step(self.team, self.model, optimizer, stepper, config.optim, clock)
+        self.seconds: list[float] = []
 
-    def measure(self, residency: Residency, steps: int) -> dict[str, float]:
-        """Seconds a step by stage, and of the whole; `copy` is 0 on a CPU."""
-        keys = self.table.image_keys, self.table.caption_keys
-        features = open_table(self.store, *keys, CPU, self.needs, residency, 0)
-        clocks, whole = dict.fromkeys(STAGES, 0.0), 0.0
-        with Loader(self.sampler, features, CPU, 0, steps + 1) as loader:
-            for step in range(steps + 1):
-                marks = [time.perf_counter()]
-                batch = loader(step)
-                marks.append(time.perf_counter())
-                loss = self.model(batch)
-                marks.append(time.perf_counter())
-                loss.backward()
-                marks.append(time.perf_counter())
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-                marks.append(time.perf_counter())
-                if step:
-                    whole += marks[-1] - marks[0]
-                    for stage, spent in zip(STAGES, np.diff(marks), strict=True):
-                        clocks[stage] += float(spent)
-            copied = loader.copied
-        return {stage: spent / steps for stage, spent in clocks.items()} | {
-            "copy": copied / steps,
-            "step": whole / steps,
-        }
+    def take(self, batch: Batch, number: int) -> float:
+        """The loss of a step."""
+        started = time.perf_counter()
+        loss, _ = self.step([batch], number)
+        self.seconds.append(time.perf_counter() - started)
+        return loss.item()
+
+
+def in_turn(config: FitConfig, store: Store, pairs: Path, steps: int) -> dict[str, float]:
+    """The same steps by two models, one of them compiled, in turn: medians, the first `WARM` of each left out."""
+    plain, compiled = sides = [Side(config, store, wanted) for wanted in (False, True)]
+    table = PairTable.read(pairs, store)
+    features = open_table(store, table.image_keys, table.caption_keys, torch.device("cpu"), plain.needs, "ram", 0)
+    sampler, apart = Sampler(table, config.data, steps + WARM, 0), 0.0
+    with compiling(True):
+        for number in range(steps + WARM):
+            batch = sampler.draw(number).batch(features)
+            losses = [side.take(batch, number) for side in (sides if number % 2 else sides[::-1])]
+            apart = max(apart, abs(losses[0] / losses[1] - 1))
+    ratios = [one / two for one, two in zip(plain.seconds[WARM:], compiled.seconds[WARM:], strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return {
+        "steps_per_second": 1 / statistics.median(plain.seconds[WARM:]),
+        "steps_per_second_compiled": 1 / statistics.median(compiled.seconds[WARM:]),
+        "ratio": statistics.median(ratios),
+        "ratio_low": low,
+        "ratio_high": high,
+        "compile_seconds": sum(compiled.seconds[:WARM]) - sum(plain.seconds[:WARM]),
+        "losses_apart": apart,
+    }
+
+
+def compile_figures(folder: Path, full: bool) -> dict[str, Any]:
+    """Steps with and without torch.compile. Without dropout, as losses are compared."""
+    store, pairs = made_up(folder, 768)
+    off, scale = "head.dropout=0.0", 3 if full else 1
+    shapes = load_recipe("tflocal-shapes", ["data.batch_size=32", "data.curriculum=[]", off])
+    asked = {
+        "linear": (load_recipe("linear"), 60 * scale),
+        "tflocal-shapes": (shapes, 20 * scale),
+        "tflocal-cross": (load_recipe("tflocal-cross", ["data.batch_size=8", off]), 8 * scale),
+    }
+    compiled = {name: in_turn(config, store, pairs, steps) for name, (config, steps) in asked.items()}
+    return {"machine": machine(folder), "threads": torch.get_num_threads(), "compiled": compiled}
 
 
 def towers(batch: int, captions: int) -> float:
@@ -146,9 +189,8 @@ def figures(folder: Path, full: bool) -> dict[str, Any]:
     }
     found: dict[str, Any] = {"machine": machine(folder), "threads": torch.get_num_threads(), "stages": {}}
     for name, (config, steps) in asked.items():
-        run = Run(config, store, pairs)
         for residency in ("disk", "ram") if name in ("linear", "tflocal-shapes") else ("disk",):
-            found["stages"][f"{name}, {residency}"] = run.measure(residency, steps)
+            found["stages"][f"{name}, {residency}"] = measure(config, store, pairs, steps, residency)
     stages = found["stages"]
     for name in ("tflocal", "linear"):
         clock = stages[f"{name}, disk"]
@@ -164,14 +206,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = figures(Path(folder), args.full)
+        found = (compile_figures if args.compile else figures)(Path(folder), args.full)
     if args.json:
         print(json.dumps(found))
         return
     print("  ".join(found["machine"].values()), f"  {found['threads']} threads")
-    columns = ("wait", "copy", "forward", "backward", "optimizer", "step")
+    (show_compiled if args.compile else show)(found)
+
+
+def show_compiled(found: dict[str, Any]) -> None:
+    """`apart`: the largest relative difference of two losses of a step."""
+    columns = (("plain", 9), ("compiled", 10), ("ratio", 8), ("quartiles", 14), ("to compile", 13), ("apart", 9))
+    print(f"{'steps a second':<16}" + "".join(f"{name:>{width}}" for name, width in columns))
+    for name, one in found["compiled"].items():
+        speeds = f"{one['steps_per_second']:>9.2f}{one['steps_per_second_compiled']:>10.2f}{one['ratio']:>7.2f}×"
+        spread = f"{one['ratio_low']:.2f} – {one['ratio_high']:.2f}"
+        print(f"{name:<16}{speeds}{spread:>14}{one['compile_seconds']:>11.0f} s{one['losses_apart']:>9.0e}")
+
+
+def show(found: dict[str, Any]) -> None:
+    columns = (*STAGES, "step")
     print(f"{'ms a step':<24}" + "".join(f"{name:>11}" for name in columns))
     for name, clock in found["stages"].items():
         print(f"{name:<24}" + "".join(f"{1000 * clock[column]:>11.2f}" for column in columns))
