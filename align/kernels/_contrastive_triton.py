@@ -8,6 +8,8 @@ sides exchanged: the products twice, in exchange for O(I + C) memory and no atom
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -127,3 +129,15 @@ def sigmoid_rows(
 ) -> Tensor:
     """(I,) float32: the sum of the sigmoid terms of each row."""
     return _rows((image, text, image_labels, text_labels), scale, bias, 1.0, True)
+
+
+def ahead_of_time() -> list[tuple[str, Any, dict[str, str], dict[str, Any], int, int]]:
+    """What a build can compile without a GPU: name, kernel, types of its arguments, constants, warps and stages."""
+    signature = dict.fromkeys(("images", "captions", "width"), "i32") | {
+        "image": "*bf16", "text": "*bf16", "image_labels": "*i64", "text_labels": "*i64", "scale": "*fp32",
+        "bias": "*fp32", "sharpness": "fp32", "out": "*fp32",
+    }  # fmt: skip
+    return [
+        (f"contrastive {name}", _reduce, signature, {"SIGMOID": sigmoid, "PRECISION": "ieee", **BLOCK}, 4, 3)
+        for name, sigmoid in (("infonce", False), ("sigmoid", True))
+    ]

