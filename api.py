@@ -235,9 +235,10 @@ def fit(
     devices: int = 1,
     nodes: int = 1,
 ) -> RunResult:
-    """Fit a recipe (a name or a TOML file) on extracted features; the run lies in `workspace.runs`.
+    """Fit a recipe (a name or a TOML file) on extracted features; the run lies in `workspace.runs`. Towers that it
+    tuned lie in the run's `towers/`, from the best checkpoint: a backbone, `run:NAME`.
 
-    settings  `key=value` on top of the recipe
+    settings  `key=value` on top of the recipe; `level=…` says which store
     name      of the run's folder; made from recipe, settings, features and data by default
     devices, nodes  processes a machine and machines that share every batch: see `align.fit.fit`
     Raises `MissingFeatures` if store or pairs table are not there, and what `align.fit.fit` raises.
@@ -250,12 +251,36 @@ def fit(
     workspace = workspace or Workspace.find()
     data = dataset_name(data)
     config = load_recipe(recipe, settings)
-    spec = spec_named(backbone, "tokens", "float16", workspace)
+    spec = spec_named(backbone, config.level, "float16", workspace)
     named = spec.backbone if backbone == spec.folder else backbone
     train, validation = pairs_of(data, config.data.train, config.data.validation, workspace, named)
     store = store_of(spec, workspace)
     run = workspace.runs / (name or run_name(recipe, config, store.spec, data))
-    return fit_run(config, store, train, validation, run, device, progress, resume, devices, nodes)
+
+    def towers(device: str) -> Any:
+        from .pipeline.trainable import open_towers
+
+        return open_towers(store.spec, device)
+
+    result = fit_run(config, store, train, validation, run, device, progress, resume, devices, nodes, towers)
+    if getattr(registry.load("heads", config.head["name"]), "TOWERS", False):
+        _keep_towers(result, store.spec)
+    return result
+
+
+def _keep_towers(result: RunResult, spec: FeatureSpec) -> None:
+    """Write what a run tuned as a backbone beside its checkpoints, once."""
+    from .align import processes, runs
+    from .align.checkpoint import FORMAT, read_tensors
+    from .pipeline.trainable import save_tuned
+
+    folder = result.run_dir / "towers"
+    if not processes.first() or folder.exists():
+        return
+    prefix = "towers.model."
+    tensors = read_tensors(result.checkpoint, FORMAT)[0].items()
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors if name.startswith(prefix)}
+    save_tuned(folder, spec, state, {"command": runs.command(), "run": result.run_dir.name, "step": result.best_step})
 
 
 @dataclass(frozen=True)

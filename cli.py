@@ -67,6 +67,7 @@ def fit(
     data: options.Data = "",
     set_: options.Settings = None,
     name: options.Name = "",
+    level: options.Cut = "",
     resume: options.Resume = False,
     device: options.Device = "cpu",
     resident: options.Resident = "",
@@ -76,16 +77,19 @@ def fit(
     as_json: options.Json = False,
     work: options.Work = None,
 ) -> None:
-    """Train a head from the store; the towers never run.
+    """Train a head from the store; the towers never run, unless they are what is trained.
 
     Writes WORKSPACE/runs/RUN: the complete configuration, provenance, metrics,
-    a TensorBoard log and checkpoints. Exit code 1: an input to fix, 2: usage.
+    a TensorBoard log and checkpoints; tuned towers are the backbone run:RUN.
+    Exit code 1: an input to fix, 2: usage.
 
     Example: compal fit tflocal --backbone shapes-vit --data shapes --set optim.steps=300
 
     Example: compal fit linear --backbone clip --data coco:/data/coco
 
     Example: compal fit linear --backbone clip --data coco:/data/coco --device cuda --devices 4
+
+    Example: compal fit finetune --backbone shapes-vit --data shapes --level pixels --set optim.lr=1e-4
     """
     from . import api, console
     from .align import processes
@@ -94,6 +98,7 @@ def fit(
     chosen, dataset = choose(workspace, backbone, data)
     settings = [*(set_ or ()), *([f"data.resident={resident}"] if resident else [])]
     settings += ["deterministic=true"] if deterministic else []
+    settings += [f"level={level}"] if level else []
     with console.Fitting() as fitting:
         run = api.fit(
             recipe, chosen, dataset, settings=settings, name=name, device=device, resume=resume,

@@ -182,7 +182,10 @@ def show_run(run: RunResult, as_json: bool) -> None:
     best = "" if run.score is None else f", best validation {run.metric} {run.score:.1f} % at step {run.best_step:,}"
     print(f"{run.parameters:,} parameters, {run.steps:,} steps in {run.seconds:.0f} s{best}")
     print(f"run    {run.run_dir}")
-    print(f"next   compal eval BENCHMARK --run {run.run_dir.name}    (compal ls benchmarks)")
+    asked = f"--run {run.run_dir.name}"
+    if (run.run_dir / "towers").is_dir():
+        asked = f"--backbone run:{run.run_dir.name} --level pooled --head cosine --extract"
+    print(f"next   compal eval BENCHMARK {asked}    (compal ls benchmarks)")
 
 
 def show_info(info: dict[str, Any], as_json: bool) -> None:

@@ -46,6 +46,9 @@ Root = Annotated[Path | None, _option(WHAT, "The benchmark's files.")]
 Images = Annotated[Path | None, _option(WHAT, "The benchmark's photographs, if not below --root.")]
 AllowMissing = Annotated[bool, _option(WHAT, "Leave out and list items without a photograph.", "--allow-missing")]
 Level = Annotated[str, _option(WHAT, "Where the ladder is cut: pooled, tokens or regions.")]
+Cut = Annotated[
+    str, _option(WHAT, "Where the ladder is cut: tokens, pooled, block:-K, pixels.", "--level", show_default="recipe's")
+]
 Levels = Annotated[
     list[str] | None,
     _option(

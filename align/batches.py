@@ -158,6 +158,8 @@ def _text_reader(store: Features, needs: Needs) -> Reader | None:
 
 
 def _pooled_reader(store: Features, kind: Literal["image", "text"]) -> Reader:
+    if not store.spec.pooled_dim:  # level pixels: nothing has been pooled yet
+        return lambda keys, _: (np.zeros((len(keys), 0), dtype=np.float32), None)
     return lambda keys, _: (store.pooled(kind, keys), None)
 
 

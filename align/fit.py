@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
     resume: bool = False,
     devices: int = 1,
     nodes: int = 1,
+    towers: Callable[[str], Any] | None = None,
 ) -> RunResult:
     """Fit a head and return where its best checkpoint lies.
 
@@ -93,6 +95,8 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
                     every batch, and the losses are those of one process but for rounding and dropout. The store and
                     `run_dir` are on disks that all see; the first process writes and calls `progress`, and all return
                     its result.
+
+    towers  opens the towers above the store's cut on a device, for a head that tunes them
 
     Raises `UsageError` for a head with nothing to fit, `InputError` if the folder holds a run and `resume`
     is not asked for, if the loss is no longer finite, if the device is not there, if there is no compiler for
@@ -109,7 +113,7 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
     ):
         resuming = team.led(lambda: runs.claim(run_dir, config, store.spec, resume))
         torch.manual_seed(config.seed)
-        model = team.agreed(lambda: Training(_head(config, store), config.loss, team, config.ema))
+        model = team.agreed(lambda: Training(_head(config, store, team, towers), config.loss, team, config.ema))
         if config.compile:
             team.agreed(lambda: compile_modules([model.scorer, model.teacher], fabric.device))
         work = team.agreed(lambda: _open(config, store, train_pairs_path, val_pairs_path, team, model.scorer))
@@ -149,10 +153,11 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _head(config: FitConfig, store: Features) -> Scorer:
+def _head(config: FitConfig, store: Features, team: Team, towers: Callable[[str], Any] | None) -> Scorer:
     options = dict(config.head)
     name = options.pop("name")
-    scorer = build_head(name, options, Dims.of(store.spec))
+    opened = None if towers is None else partial(towers, str(team.fabric.device))
+    scorer = build_head(name, options, Dims.of(store.spec), opened)
     if not scorer.trainable:
         raise UsageError(f"head '{name}' has nothing to fit", f"Evaluate it as it is: --head {name}")
     if not config.init:

@@ -41,6 +41,11 @@ def run_name(recipe: str, config: FitConfig, spec: FeatureSpec, train: str = "")
     return f"{stem}-{fingerprint(asked)[:8]}"
 
 
+def command() -> str:
+    """The command line of this process, as a shell takes it."""
+    return shlex.join(sys.argv)
+
+
 def claim(folder: Path, config: FitConfig, spec: FeatureSpec, resume: bool) -> bool:
     """Whether a run is there to be resumed. Raises `InputError` if one is there and `resume` is not asked
     for, `UsageError` if it was configured otherwise, `SpecMismatch` if it used other features."""
@@ -80,7 +85,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 def provenance(config: FitConfig, spec: FeatureSpec, tables: dict[str, PairTable]) -> dict[str, Any]:
     """Where a run's numbers come from."""
     return {
-        "command": shlex.join(sys.argv),
+        "command": command(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seed": config.seed,
         "features": {"backbone": spec.backbone, "level": spec.level, "fingerprint": spec.fingerprint},

@@ -7,6 +7,7 @@ padding (masked tokens may hold anything), and gives float32 whatever precision 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -128,15 +129,17 @@ class Scorer(nn.Module):
         return block.index_put((pairs[:, 0], pairs[:, 1]), self.score_pairs(batch, pairs))
 
 
-def build_head(name: str, options: dict[str, Any], dims: Dims) -> Scorer:
-    """Build a head by name (a file in `align/heads`, or a dotted module path) from its options.
+def build_head(name: str, options: dict[str, Any], dims: Dims, towers: Callable[[], Any] | None = None) -> Scorer:
+    """Build a head by name (a file in `align/heads`, or a dotted module path) from its options. `towers` opens the
+    towers above the store's cut, for a head that tunes them (`TOWERS`).
 
     Raises `UnknownName` for a head or an option that does not exist, `UsageError` for a value that does
     not fit, `InputError` if the head needs tokens and the store keeps none.
     """
     module = registry.load("heads", name)
     config = from_dict(module.Config, options, "head")
-    scorer = cast(Scorer, module.build(config, dims))
+    more = {"towers": towers()} if towers is not None and getattr(module, "TOWERS", False) else {}
+    scorer = cast(Scorer, module.build(config, dims, **more))
     scorer.head, scorer.config, scorer.dims = name, config, dims
     return scorer
 

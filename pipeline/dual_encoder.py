@@ -105,7 +105,7 @@ class DualEncoder:
         depths = {0, *map(block_of, others)}
         # Some towers cannot reshape a batch of none.
         states = self.texts.at(ids.to(self.device), depths) if positions else dict.fromkeys(depths, self._empty())
-        last = self._valid(states[0], tokenized, positions)
+        last = self.valid(states[0], tokenized, positions)
         pooled = self._pool_texts(last.tokens, last.pool_index) if last.tokens else self._empty()
         none: list[list[Span]] = [[] for _ in positions]
         for level in others:
@@ -122,7 +122,7 @@ class DualEncoder:
         return torch.zeros(0, self.spec.pooled_dim, device=self.device)
 
     @staticmethod
-    def _valid(states: Tensor, batch: Tokenized, positions: Sequence[int]) -> TextFeatures:
+    def valid(states: Tensor, batch: Tokenized, positions: Sequence[int]) -> TextFeatures:
         """The states of valid tokens, and of the pooled position behind them."""
         tokens, spans, pool_index = [], [], []
         for row, length, span, position in zip(states, batch.lengths, batch.spans, positions, strict=True):

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from compal import registry
 from compal.align.batches import Batch
@@ -14,6 +15,8 @@ from compal.align.fit import FitConfig, Training, load_recipe
 from compal.align.scorer import Dims, build_head
 from compal.config import from_dict, to_dict
 from compal.errors import UnknownName
+from compal.pipeline.encoder import load_encoder, resolve
+from compal.pipeline.trainable import open_towers
 
 RECIPES = registry.names("recipes")
 every_recipe = pytest.mark.parametrize("name", RECIPES)
@@ -54,30 +57,61 @@ def test_unknown_settings_are_refused(name):
     assert load_recipe(name, ["optim.lr=2e-5"]).optim.lr == 2e-5
 
 
+@pytest.fixture(scope="module")
+def pixels():
+    """CLIP ViT-B/32 at random initialisation, and two pictures and four captions as its store of pixels holds them."""
+    spec = resolve("open_clip:ViT-B-32-quickgelu", "pixels")
+    encoder, made = load_encoder(spec), torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (2, 3, 224, 224), generator=made, dtype=torch.uint8)
+    texts = encoder.encode_texts(["a cat on a mat", "a dog", "a mat on a cat", "a cat"]).tokens
+    mask = torch.arange(max(map(len, texts))) < torch.tensor([[len(rows)] for rows in texts])
+    return spec, encoder.encode_images(pictures).tokens.float(), pad_sequence(texts, batch_first=True).float(), mask
+
+
+def a_batch(config, pixels):
+    """Two pairs that form a swap group, a hard negative each."""
+    images, texts = torch.randn(2, 50, 768), torch.randn(4, 9, 512)
+    text_mask = torch.ones(4, 9, dtype=torch.bool)
+    if config.level == "pixels":
+        _, images, texts, text_mask = pixels
+    return Batch(
+        images=images,
+        image_mask=torch.ones(images.shape[:2], dtype=torch.bool),
+        image_pooled=torch.randn(2, 512),
+        texts=texts,
+        text_mask=text_mask,
+        text_pooled=torch.randn(4, 512),
+        positives=torch.eye(2, 4, dtype=torch.bool),
+        groups=torch.tensor([[0, 1, 0, 1]]),
+        pairs=torch.tensor([[0, 0], [1, 1]]),
+        negatives=torch.tensor([[2], [3]]),
+    )
+
+
 @every_recipe
-def test_recipe_takes_a_step(name):
-    """At CLIP ViT-B/32 sizes, on two pairs that form a swap group."""
+def test_recipe_takes_two_steps(name, pixels):
+    """At CLIP ViT-B/32 sizes, random features or random towers; the loss of the same batch falls."""
     torch.manual_seed(0)
     config = load_recipe(name)
     options = dict(config.head)
-    model = Training(build_head(options.pop("name"), options, CLIP), config.loss)
-    batch = Batch(
-        images=torch.randn(2, 50, 768),
-        image_mask=torch.ones(2, 50, dtype=torch.bool),
-        image_pooled=torch.randn(2, 512),
-        texts=torch.randn(2, 9, 512),
-        text_mask=torch.ones(2, 9, dtype=torch.bool),
-        text_pooled=torch.randn(2, 512),
-        positives=torch.eye(2, dtype=torch.bool),
-        groups=torch.tensor([[0, 1, 0, 1]]),
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    loss = model(batch)
-    loss.backward()
-    optimizer.step()
-    assert loss.isfinite()
-    assert any(not torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+    towers = (lambda: open_towers(pixels[0])) if config.level == "pixels" else None
+    dims = Dims.of(pixels[0]) if towers else CLIP
+    model = Training(build_head(options.pop("name"), options, dims, towers), config.loss, ema=config.ema)
+    batch = a_batch(config, pixels)
+    # AdamW's first step moves every weight by the rate, whatever its gradient: random towers bear a smaller one.
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6 if towers else 1e-4)
+    before = {name: parameter.double().norm().item() for name, parameter in model.scorer.named_parameters()}
+    losses = []
+    for _ in range(2):
+        loss = model(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.follow()
+        losses.append(float(loss.detach()))
+    after = {name: parameter.double().norm().item() for name, parameter in model.scorer.named_parameters()}
+    assert before != after
+    assert losses[1] < losses[0]
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 

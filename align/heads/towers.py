@@ -1,0 +1,97 @@
+"""Both towers above a store's cut, tuned whole; the score is the cosine of what they pool. Levels pixels and block:-K.
+
+Fine-tuning (the control without negatives), NegCLIP, CE-CLIP, CLoVe, DeGLA, FSC-CLIP and C2LIP are objectives and data
+over this head. What a run tunes becomes a backbone of its own (`--backbone run:ID`), extracted and evaluated as any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from ...errors import InputError
+from ..batches import Batch
+from ..scorer import Dims, Scorer, Views, full_precision, require, tokens_of, unit
+
+TOWERS = True  # `build` is given the towers of the store's backbone
+
+
+class Tuned(Protocol):
+    """The towers above a cut: `pipeline.trainable.Towers`."""
+
+    model: nn.Module
+
+    def image_features(self, rows: Tensor, /) -> tuple[Tensor, Tensor]: ...
+    def text_features(self, rows: Tensor, mask: Tensor, /) -> tuple[Tensor, Tensor, Tensor]: ...
+    def image_tokens(self, states: Tensor, /) -> Tensor: ...
+    def text_tokens(self, states: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Config:
+    """train  "both" towers, or one of them: the text tower alone is tuned by CLIC (arXiv 2505.24424)
+    local  objectives are shown patches and tokens in the space of the pooled embeddings, which costs a pooling each
+    """
+
+    train: Literal["both", "image", "text"] = "both"
+    local: bool = False
+
+
+class TunedTowers(Scorer):
+    """s(i, c) = cos(f_I(i), f_T(c)) with gradients into both towers."""
+
+    def __init__(self, config: Config, towers: Any) -> None:
+        super().__init__()
+        self.settings = config
+        self.towers = towers
+        if config.train != "both":
+            self._freeze("image" if config.train == "text" else "text")
+
+    def score(self, batch: Batch) -> Tensor:
+        image, text = self.embed(batch)
+        with full_precision(batch):
+            return image @ text.T
+
+    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
+        image, text = self.embed(batch)
+        with full_precision(batch):
+            return (image[pairs[:, 0]] * text[pairs[:, 1]]).sum(-1)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """image (I, E) and text (C, E) unit vectors, whose products are the scores."""
+        images, _, texts, text_mask = tokens_of(batch)
+        image = self.towers.image_features(images)[1]
+        return unit(image), unit(self.towers.text_features(texts, text_mask)[2])
+
+    def views(self, batch: Batch) -> Views:
+        images, image_mask, texts, text_mask = tokens_of(batch)
+        states, image = self.towers.image_features(images)
+        words, word_mask, text = self.towers.text_features(texts, text_mask)
+        image, text = unit(image), unit(text)
+        with full_precision(batch):
+            scores = image @ text.T
+        if not self.settings.local:
+            return Views(scores, image, text)
+        every = image_mask.new_ones(states.shape[:2])
+        patches, tokens = self.towers.image_tokens(states), self.towers.text_tokens(words)
+        return Views(scores, image, text, patches, every, tokens, word_mask)
+
+    def _freeze(self, side: Literal["image", "text"]) -> None:
+        visual = {id(parameter) for parameter in self.towers.model.visual.parameters()}
+        for parameter in self.towers.model.parameters():
+            if (id(parameter) in visual) == (side == "image"):
+                parameter.requires_grad_(False)
+
+
+def build(config: Config, dims: Dims, towers: Tuned | None = None) -> TunedTowers:
+    """All parameters above the cut: 151 M for CLIP ViT-B/32 from pixels. A pair costs E multiplications, an image and a
+    caption a pass of their tower. Raises `InputError` without towers: a checkpoint of them is no head."""
+    if towers is None:
+        raise InputError(
+            "head 'towers' is the backbone itself, tuned",
+            "Fit it with --level pixels; evaluate the run as a backbone: --backbone run:ID --head cosine.",
+        )
+    require(hasattr(towers.model, "visual") or config.train == "both", f"head.train = '{config.train}'", "Use both.")
+    return TunedTowers(config, towers)
