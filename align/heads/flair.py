@@ -30,12 +30,12 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Config:
-    """queries  "caption": the caption's pooled vector, as published and in the recipe; "tokens": every text token, and
+    """queries  "caption": the caption's pooled vector, as published; "tokens": every text token, and
              on a store of level `regions` every segment, pools the image for itself, the score is their mean (ours)
     heads    of the attention; the pooled width is a multiple of it
     """
 
-    queries: Literal["tokens", "caption"] = "tokens"
+    queries: Literal["caption", "tokens"] = "caption"
     heads: int = 8
 
 

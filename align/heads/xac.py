@@ -35,7 +35,7 @@ class Config:
     ratio    width of the MLP's hidden layer over that of the pooled vectors
     """
 
-    queries: Literal["tokens", "caption"] = "tokens"
+    queries: Literal["caption", "tokens"] = "caption"
     kappa: float = 1.0
     ratio: float = 4.0
 

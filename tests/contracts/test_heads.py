@@ -26,6 +26,11 @@ VARIANTS = {
     ],
     "maxsim": [{"direction": "i2t"}, {"direction": "both"}],
     "linear": [{"bias": True}],
+    "mlp": [{"sides": "text"}],
+    "filip": [{"direction": "i2t"}, {"direction": "t2i"}],
+    "flair": [{"queries": "tokens"}],
+    "xac": [{"queries": "tokens"}],
+    "dcsm": [{"readout": "mean"}],
 }
 # A head over a backbone's own towers is tested where those are: tests/align/heads/test_towers.py.
 HEADS = [name for name in registry.names("heads") if not getattr(registry.load("heads", name), "TOWERS", False)]
@@ -151,16 +156,17 @@ def test_rows_do_not_see_each_other(name, options):
 @every_head
 def test_gradients_are_finite(name, options):
     scorer, batch = build(name, options).train(), make_batch()
-    inputs = [batch.image_pooled, batch.text_pooled]
     if scorer.needs == "tokens":
-        batch.images.requires_grad_()
-        batch.texts = batch.texts.masked_fill(~batch.text_mask[..., None], float("nan")).requires_grad_()
-        inputs = [batch.images, batch.texts]
-    else:
-        batch.image_pooled.requires_grad_()
-        batch.text_pooled.requires_grad_()
+        batch.texts = batch.texts.masked_fill(~batch.text_mask[..., None], float("nan"))
+    sides = [(batch.images, batch.image_pooled), (batch.texts, batch.text_pooled)]
+    for tensor in (*sides[0], *sides[1]):
+        tensor.requires_grad_()
     scorer.score(batch).square().sum().backward()
-    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in inputs)
+    for side in sides:  # tokens, the pooled vector, or both
+        reached = [tensor.grad for tensor in side if tensor.grad is not None]
+        assert reached
+        assert all(grad.isfinite().all() for grad in reached)
+    assert (batch.images.grad is not None) == (scorer.needs == "tokens")
     assert scorer.trainable == any(True for _ in scorer.parameters())
     for parameter in scorer.parameters():
         assert parameter.grad is not None
