@@ -19,7 +19,7 @@ KNOWN = {
     "heads": {"cosine", "linear", "maxsim", "tfglobal", "tflocal"},
     "losses": {"infonce"},
     "recipes": {"linear", "tfglobal", "tflocal", "tflocal-shapes", "tfglobal-shapes"},
-    "benchmarks": {"bivlc", "shapes", "shapes-retrieval", "sugarcrepe", "winoground"},
+    "benchmarks": {"bivlc", "shapes", "shapes-attributes", "shapes-retrieval", "sugarcrepe", "winoground"},
     "formats": {"faiss", "hdf5", "huggingface", "npz", "safetensors", "webdataset"},
 }
 

@@ -30,7 +30,7 @@ class Quad:
     captions: tuple[Caption, Caption]
 
 
-def _rng(*names: object) -> Random:
+def seeded(*names: object) -> Random:
     return Random("/".join(map(str, names)))  # a str seed goes through sha512: the same in every process
 
 
@@ -40,7 +40,7 @@ def plain(split: str, number: int, captions: int = 2) -> tuple[Scene, tuple[Capt
     A third of the scenes hold a single object, half of those as a close-up: crops and short phrases are
     then in distribution, as they are for encoders that learnt from the web.
     """
-    rng = _rng("plain", split, number)
+    rng = seeded("plain", split, number)
     if rng.random() < 1 / 3:
         scene = close_up(rng) if rng.random() < 0.5 else sample(rng, [1])
     else:
@@ -64,7 +64,7 @@ def _counts(rng: Random, objects: int, at_least: int = 1, single: float = 0.75) 
 def quad(split: str, number: int) -> Quad:
     """Quadruplet `number` of a split. Categories take turns, so any prefix is balanced."""
     category = CATEGORIES[number % len(CATEGORIES)]
-    rng = _rng("quad", split, number)
+    rng = seeded("quad", split, number)
     while True:
         made = _attempt(rng, category, split)
         if made is not None:
