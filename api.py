@@ -21,6 +21,7 @@ from .errors import InputError, UnknownName
 from .pipeline.naming import dataset_name as dataset_name
 from .pipeline.naming import default_splits as default_splits
 from .pipeline.naming import pairs_of
+from .sweep_scores import patch as patch
 from .workspace import Workspace
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from . import cli_extract, cli_negatives, cli_share, options, registry
+from . import cli_extract, cli_negatives, cli_patch, cli_share, options, registry
 from .cli_extract import choose, sources_of
 from .cli_store import find_workspace, store_app
 from .errors import CompalError, UnknownName, UsageError
@@ -174,6 +174,9 @@ def report(
 
     rows: list[ResultRow] = load_results(path or find_workspace(work).path / "scores")
     print(reporting.render(rows, "json" if as_json else format_, by_category, drop or ()), end="")
+
+
+app.command(rich_help_panel="Weights")(cli_patch.patch)
 
 
 @app.command(rich_help_panel="Look")

@@ -72,7 +72,7 @@ class Ticking(_Live):
             self.mfu = f", MFU {done} %"
             return
         if what == "written":
-            self.written = f", {_size(done)} of {_size(total)} written"
+            self.written = f", {size(done)} of {size(total)} written"
             return
         label = PLURAL.get(what, what)
         self.show(label, done, total, self._pace(label, done, total))
@@ -84,7 +84,7 @@ class Ticking(_Live):
         if done <= before or seconds < 1:
             return ""
         rate = (done - before) / seconds
-        return f"{rate:,.1f} {label}/s, {_duration((total - done) / rate)} left{self.written}{self.mfu}"
+        return f"{rate:,.1f} {label}/s, {duration((total - done) / rate)} left{self.written}{self.mfu}"
 
 
 class Fitting(_Live):
@@ -124,7 +124,7 @@ def _show_summary(summary: Summary, named: bool) -> None:
         f"{f'{summary.level}: ' if named else ''}{summary.images:,} images and {summary.texts:,} captions extracted,"
         f" {summary.reused:,} were there"
         f" ({summary.seconds:.1f} s, {summary.forward_seconds:.1f} s of them forward, {rate:,.1f} items/s,"
-        f" {_size(summary.bytes)} written{f', MFU {summary.mfu:.0%}' if summary.mfu else ''})"
+        f" {size(summary.bytes)} written{f', MFU {summary.mfu:.0%}' if summary.mfu else ''})"
     )
     if summary.pulled:
         print(f"  {summary.pulled:,} came from a remote, which saved {summary.saved_seconds:.1f} s of forward passes")
@@ -140,7 +140,7 @@ def _show_summary(summary: Summary, named: bool) -> None:
             print("    … the others: compal store info --json")
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
     """Bytes for people."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
@@ -157,17 +157,17 @@ def show_previews(previews: Sequence[Preview], as_json: bool) -> None:
     for preview in previews:
         print(
             f"{f'{preview.level}: ' if len(previews) > 1 else ''}would extract {preview.images:,} images and"
-            f" {preview.texts:,} captions in {preview.parts:,} parts, about {_size(preview.bytes)};"
+            f" {preview.texts:,} captions in {preview.parts:,} parts, about {size(preview.bytes)};"
             f" {preview.reused:,} are there"
         )
     timed = next((preview for preview in previews if preview.basis), None)
     if timed:
-        print(f"time   {'' if timed.seconds is None else f'about {_duration(timed.seconds)}, from '}{timed.basis}")
+        print(f"time   {'' if timed.seconds is None else f'about {duration(timed.seconds)}, from '}{timed.basis}")
     for preview in previews:
         print(f"store  {preview.store}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds for people."""
     if seconds < 90:
         return f"{seconds:,.0f} s"

@@ -55,10 +55,15 @@ def render(rows: Iterable[ResultRow], fmt: str = "table", by_category: bool = Fa
         return _csv(kept)
     if fmt == "json":
         return json.dumps({"results": [row.to_json() for row in kept]}, indent=1, ensure_ascii=False) + "\n"
+    return written(sheets(kept, by_category), fmt)
+
+
+def written(tables: Sequence[Sheet], fmt: str) -> str:
+    """Sheets as text: "table" for a terminal, "md" or "latex"."""
     if fmt == "table":
-        return _terminal(kept, by_category)
+        return _terminal(tables)
     one = _markdown if fmt == "md" else _latex
-    return "\n".join(one(sheet) for sheet in sheets(kept, by_category))
+    return "\n".join(one(sheet) for sheet in tables)
 
 
 def _kept(rows: Iterable[ResultRow], drop: Iterable[str]) -> list[ResultRow]:
@@ -152,10 +157,11 @@ def _add(body: list[list[Cell]], rows: Sequence[ResultRow], column: Sequence[Est
     best = max(scored) if len(scored) > 1 else None
     for cells, row, estimate in zip(body, rows, column, strict=True):
         value = estimate.value if estimate else None
-        cells.append(Cell(_figure(estimate), value is not None and value == best and row.role != "chance"))
+        cells.append(Cell(figure(estimate), value is not None and value == best and row.role != "chance"))
 
 
-def _figure(estimate: Estimate | None) -> str:
+def figure(estimate: Estimate | None) -> str:
+    """`60.9 [59.0, 63.0]`; UNDEFINED where there is no value."""
     if estimate is None or estimate.value is None:
         return UNDEFINED
     if estimate.low is None or estimate.high is None:
@@ -188,12 +194,12 @@ def _rich(sheet: Sheet) -> Table:
     return table
 
 
-def _terminal(rows: Sequence[ResultRow], by_category: bool) -> str:
+def _terminal(tables: Sequence[Sheet]) -> str:
     from rich.console import Console
 
     buffer = io.StringIO()
     console = Console(file=buffer, width=200, color_system=None, legacy_windows=False)
-    for sheet in sheets(rows, by_category):
+    for sheet in tables:
         console.print(_rich(sheet))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 

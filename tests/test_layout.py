@@ -32,13 +32,17 @@ FREE = (
     "cli",
     "cli_negatives",
     "cli_extract",
+    "cli_patch",
     "cli_share",
     "cli_store",
     "console",
     "console_negatives",
+    "console_patch",
     "console_store",
     "demo",
     "options",
+    "sweep",
+    "sweep_scores",
 )  # the top: may import every room
 
 
