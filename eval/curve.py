@@ -20,6 +20,7 @@ INK, FAINT, RULE, ACCENT = "#1b2733", "#8a97a6", "#c3ccd6", "#1f6f8b"
 ENDS = {0.0: "#c2571a", 1.0: "#5b3a8c"}
 SIDE = 380  # of a panel, pixels
 FONT = 11
+NEAR = 3  # pixels from which two points can be told apart
 Scale = list[float]
 Box = tuple[float, float, float, float]
 Place = tuple[str, int, int]
@@ -139,7 +140,9 @@ def _labels(rows: list[dict[str, Any]], x: Any, y: Any, across: Scale, up: Scale
 
 
 def placed(rows: list[dict[str, Any]], across: Scale, up: Scale) -> dict[Place, list[dict[str, Any]]]:
-    """Rows by where their label covers least: other labels, points, the line between neighbours."""
+    """Rows by where their label covers least: other labels, points, the line between neighbours. Points on one spot
+    share a label."""
+    rows = _merged(rows, across, up)
     spots = [(_pixel(row["x"], across), SIDE - _pixel(row["y"], up)) for row in rows]
     taken = [(left - 6, top - 6, left + 6, top + 6) for left, top in spots]
     for (left, top), (right, bottom) in itertools.pairwise(spots):
@@ -153,6 +156,21 @@ def placed(rows: list[dict[str, Any]], across: Scale, up: Scale) -> dict[Place, 
         best = min(PLACES, key=lambda place: sum(_overlap(boxes[place], other) for other in taken))
         taken.append(boxes[best])
         found.setdefault(best, []).append(row)
+    return found
+
+
+def _merged(rows: list[dict[str, Any]], across: Scale, up: Scale) -> list[dict[str, Any]]:
+    """A row a spot, its text that of all that lie there, its ink an end's if one of them is an end."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        x, y = _pixel(row["x"], across), _pixel(row["y"], up)
+        for number, other in enumerate(found):
+            if abs(_pixel(other["x"], across) - x) < NEAR and abs(_pixel(other["y"], up) - y) < NEAR:
+                led = row if row["alpha"] in ENDS else other
+                found[number] = {**led, "text": f"{other['text']}, {row['text']}"}
+                break
+        else:
+            found.append(row)
     return found
 
 

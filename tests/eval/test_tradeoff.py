@@ -138,6 +138,13 @@ def test_labels_avoid_points_and_each_other(found):
         assert all(curve._overlap(box, (x - 3, y - 3, x + 3, y + 3)) == 0 for x, y in spots)
 
 
+def test_points_on_one_spot_share_a_label():
+    spots = [(50.0, 0.2, "0.2"), (50.0, 0.4, "0.4"), (60.0, 0.8, "0.8"), (60.01, 1.0, "α = 1")]
+    rows = [{"x": x, "y": 20.0, "alpha": alpha, "text": text} for x, alpha, text in spots]
+    found = [row for members in curve.placed(rows, [40.0, 70.0], [10.0, 30.0]).values() for row in members]
+    assert {(row["text"], row["alpha"]) for row in found} == {("0.2, 0.4", 0.2), ("0.8, α = 1", 1.0)}
+
+
 def test_files_that_cannot_be_drawn_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "x.svg").write_text("mine")
     with pytest.raises(InputError, match=r"x\.svg is there already"):
