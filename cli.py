@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from . import cli_extract, cli_negatives, cli_patch, cli_share, options, registry
+from . import cli_extract, cli_negatives, cli_patch, cli_share, cli_table, options, registry
 from .cli_extract import choose, sources_of
 from .cli_store import find_workspace, store_app
 from .errors import CompalError, UnknownName, UsageError
@@ -74,6 +74,7 @@ def fit(
     deterministic: options.Deterministic = False,
     devices: options.Ranks = 1,
     nodes: options.Nodes = 1,
+    dry_run: options.Dry = False,
     as_json: options.Json = False,
     work: options.Work = None,
 ) -> None:
@@ -85,7 +86,9 @@ def fit(
 
     Example: compal fit tflocal --backbone shapes-vit --data shapes --set optim.steps=300
 
-    Example: compal fit linear --backbone clip --data coco:/data/coco
+    RECIPE may be `all`: every recipe of the data set's table, three seeds each.
+
+    Example: compal fit linear --backbone clip --data coco:/data/coco --dry-run
 
     Example: compal fit linear --backbone clip --data coco:/data/coco --device cuda --devices 4
 
@@ -99,6 +102,14 @@ def fit(
     settings = [*(set_ or ()), *([f"data.resident={resident}"] if resident else [])]
     settings += ["deterministic=true"] if deterministic else []
     settings += [f"level={level}"] if level else []
+    if recipe == "all":
+        cli_table.fit_all(workspace, dataset, backbone, settings, device, dry_run, as_json)
+        return
+    if dry_run:
+        from .fit_plan import plan_fit
+
+        console.show_fit_plan(plan_fit(recipe, chosen, dataset, settings, name, workspace), as_json)
+        return
     with console.Fitting() as fitting:
         run = api.fit(
             recipe, chosen, dataset, settings=settings, name=name, device=device, resume=resume,

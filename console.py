@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from .align.fit import Progress, RunResult
+    from .fit_plan import FitPlan
     from .pipeline.extract import Summary
     from .pipeline.preview import Preview
     from .stores.verify import Problem
@@ -172,6 +173,22 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:,.0f} s"
     return f"{seconds / 60:,.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def show_fit_plan(plan: FitPlan, as_json: bool) -> None:
+    """What a fit would do, and what must be made before."""
+    if as_json:
+        print_json(dataclasses.asdict(plan))
+        return
+    pairs = "no pairs yet" if plan.pairs is None else f"{plan.pairs:,} pairs, {plan.epochs:.1f} epochs"
+    print(
+        f"would fit {plan.head} ({plan.parameters:,} parameters) by {plan.loss} on {plan.backbone}, level {plan.level}"
+    )
+    print(f"steps  {plan.steps:,} of {plan.batch_size * plan.accumulate:,} pairs: {pairs}")
+    print(f"store  {plan.store}")
+    print(f"run    {plan.run}")
+    for what in plan.lacks:
+        print(f"lacks  {what}")
 
 
 def show_run(run: RunResult, as_json: bool) -> None:

@@ -39,6 +39,8 @@ class DataConfig:
     train, validation  splits of the dataset, each a pairs table; "" = none
     batch_size    pairs (image, caption) a step; a swap group counts two
     negatives     of the captions given as negatives of a pair, how many a step draws; -1 = all
+    groups        the two pairs of a swap group stay together: each has the other's image and caption for hard
+                  negatives. false: pairs are drawn alone, as for a control without hard negatives
     partners      0: every image is scored with every caption of the batch. k > 0: with its own captions,
                   its negatives, its group's, and those of k random others: for heads whose cost is per pair
     curriculum    stages one after the other; after the last, all pairs take part
@@ -55,6 +57,7 @@ class DataConfig:
     validation: str = "validation"
     batch_size: int = 128
     negatives: int = 1
+    groups: bool = True
     partners: int = 0
     curriculum: tuple[Stage, ...] = ()
     resident: Literal["auto", "disk", "ram", "gpu"] = "auto"
@@ -75,9 +78,9 @@ class _Epochs:
     parts: np.ndarray
 
     @classmethod
-    def of(cls, first: int, table: PairTable, taken: np.ndarray, parts: np.ndarray | None) -> _Epochs:
-        """Of the pairs `taken` (N,) bool: the swap groups of which both are taken, then all others alone."""
-        whole = table.quads[taken[table.quads].all(axis=1)]
+    def of(cls, first: int, table: PairTable, taken: np.ndarray, parts: np.ndarray | None, grouped: bool) -> _Epochs:
+        """Of the pairs `taken` (N,) bool: if `grouped` the swap groups of which both are taken, then others alone."""
+        whole = table.quads[taken[table.quads].all(axis=1) & grouped]
         alone = taken.copy()
         alone[whole] = False
         single = np.flatnonzero(alone)
@@ -101,7 +104,7 @@ class Sampler:
         if config.shuffle_window and (parts is None or len(parts) != len(table.image_keys)):
             raise UsageError("data.shuffle_window needs the part of each image", "Give Sampler(parts=...).")
         self.table, self.config, self.seed = table, config, seed
-        self.stages = _stages(table, config.curriculum, steps, parts)
+        self.stages = _stages(table, config, steps, parts)
         self.candidates: np.ndarray | None = None
         self._epoch: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
 
@@ -152,18 +155,18 @@ class Sampler:
         return rng.choice(found, wanted, replace=False) if wanted else none
 
 
-def _stages(table: PairTable, curriculum: tuple[Stage, ...], steps: int, parts: np.ndarray | None) -> list[_Epochs]:
+def _stages(table: PairTable, config: DataConfig, steps: int, parts: np.ndarray | None) -> list[_Epochs]:
     stages, ended = [], 0.0
-    for stage in curriculum:
+    for stage in config.curriculum:
         if not ended < stage.until <= 1:
             raise UsageError(
                 f"data.curriculum: until = {stage.until} comes after {ended}",
                 "The shares grow from stage to stage, up to 1.",
             )
-        stages.append(_Epochs.of(round(ended * steps), table, _matching(table, stage), parts))
+        stages.append(_Epochs.of(round(ended * steps), table, _matching(table, stage), parts, config.groups))
         ended = stage.until
     if ended < 1:
-        stages.append(_Epochs.of(round(ended * steps), table, np.ones(len(table), dtype=bool), parts))
+        stages.append(_Epochs.of(round(ended * steps), table, np.ones(len(table), dtype=bool), parts, config.groups))
     return stages
 
 

@@ -165,3 +165,19 @@ def test_curriculum_errors_have_a_cure(quad_table, store):
 
 def test_a_batch_is_never_larger_than_the_table(quad_table, store):
     assert len(sampler(PairTable.read(quad_table, store), batch_size=1000).pairs(5)) == 24
+
+
+def test_pairs_alone_are_all_drawn_once_an_epoch(store, quad_table):
+    """The control without hard negatives: the twins of a swap group come as chance has it."""
+    table = PairTable.read(quad_table, store)
+    alone = sampler(table, batch_size=4, groups=False)
+    together = sampler(table, batch_size=4)
+    drawn = [alone.pairs(step) for step in range(len(table) // 4)]
+    assert len(np.unique(np.concatenate(drawn))) == 4 * len(drawn)
+    assert {len(pairs) for pairs in drawn} == {4}
+
+    def twins(source):
+        steps = range(len(table) // 4)
+        return sum(np.isin(table.quads, source.pairs(step)).all(axis=1).sum() for step in steps)
+
+    assert twins(alone) < twins(together) / 2

@@ -1,0 +1,103 @@
+"""What a fit would do, and what it lacks, before it does anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import registry
+from .errors import InputError
+from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from .stores.spec import FeatureSpec
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """run         folder that it would write      level, store   of the features it reads
+    head, loss  by name                         parameters     that would be trained
+    steps, batch_size, accumulate               pairs          of the training table; None: it is not there
+    epochs      times that a step's pairs go through the table; None without a table
+    lacks       what must be made first, each with its command
+    """
+
+    recipe: str
+    run: str
+    backbone: str
+    level: str
+    store: str
+    head: str
+    loss: str
+    parameters: int
+    steps: int
+    batch_size: int
+    accumulate: int
+    pairs: int | None
+    epochs: float | None
+    lacks: tuple[str, ...]
+
+
+def plan_fit(
+    recipe: str,
+    backbone: str,
+    data: str,
+    settings: Sequence[str] = (),
+    name: str = "",
+    workspace: Workspace | None = None,
+) -> FitPlan:
+    """Load the recipe, resolve backbone and store, build the head; write nothing. Raises what `load_recipe`, `resolve`
+    and `build_head` raise: a plan that is returned would start, once what it `lacks` is made."""
+    import torch
+
+    from .align.recipe import load_recipe
+    from .align.runs import run_name
+    from .align.scorer import Dims, build_head
+    from .api import dataset_name, store_of
+    from .pipeline.naming import pairs_of
+    from .pipeline.stored import spec_named
+    from .stores.pairs import read_pairs
+
+    workspace = workspace or Workspace.find()
+    data, config = dataset_name(data), load_recipe(recipe, settings)
+    lacks: list[str] = []
+    spec = spec_named(backbone, config.level, "float16", workspace)
+    rows = None
+    try:
+        spec = store_of(spec, workspace).spec
+    except InputError as error:
+        lacks.append(str(error))
+    try:
+        train, _ = pairs_of(data, config.data.train, config.data.validation, workspace, spec.backbone)
+        rows = len(read_pairs(train))
+    except InputError as error:
+        lacks.append(str(error))
+    options = dict(config.head)
+    head = options.pop("name")
+    tunes = getattr(registry.load("heads", head), "TOWERS", False)
+    with torch.random.fork_rng(devices=[]):
+        scorer = build_head(head, options, Dims.of(spec), (lambda: _towers(spec)) if tunes else None)
+    batch, optim = config.data.batch_size, config.optim
+    return FitPlan(
+        recipe=recipe,
+        run=str(workspace.runs / (name or run_name(recipe, config, spec, data))),
+        backbone=spec.backbone,
+        level=spec.level,
+        store=str(workspace.find_store(spec)),
+        head=head,
+        loss=str(config.loss["name"]),
+        parameters=sum(one.numel() for one in scorer.parameters() if one.requires_grad),
+        steps=optim.steps,
+        batch_size=batch,
+        accumulate=optim.accumulate,
+        pairs=rows,
+        epochs=optim.steps * optim.accumulate * batch / rows if rows else None,
+        lacks=tuple(lacks),
+    )
+
+
+def _towers(spec: FeatureSpec) -> Any:
+    from .pipeline.trainable import open_towers
+
+    return open_towers(spec)
