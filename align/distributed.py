@@ -145,6 +145,15 @@ class Team:
         whole: Tensor = _Gathered.apply(block, len(batch.positives), self.rank, self.world)  # type: ignore[no-untyped-call]
         return whole
 
+    def columns(self, block: Tensor) -> Tensor:
+        """A tensor (C, …) of captions, which every process has whole, with the gradient of its share of them alone: as
+        of `gathered`, the gradient of one process is then the sum over all."""
+        if not self.several:
+            return block
+        own = share(len(block), self.rank, self.world)
+        whole: Tensor = _Gathered.apply(block[own], len(block), self.rank, self.world)  # type: ignore[no-untyped-call]
+        return whole
+
     def reduce(self, shared: Iterable[nn.Parameter], whole: Iterable[nn.Parameter]) -> None:
         """Make each gradient that of one process: the sum over the processes for `shared`, the mean for `whole`. One
         that no process has stays None, so that the optimiser passes it over."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..errors import UsageError
 from .batches import Batch
 from .distributed import Team
 from .ema import EmaConfig, follow, taught, teacher_of
-from .scorer import Scorer
+from .scorer import Scorer, Views
 
 
 class Training(nn.Module):
@@ -45,8 +46,9 @@ class Training(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """A scalar."""
         guide = self.guide(batch)
-        views = guide.get("views")
-        return self.objective(self.score(batch) if views is None else views.scores, batch, guide)
+        if "views" in guide:
+            return self._loss(guide["views"].scores, batch, guide)
+        return self.objective(self.score(batch), batch, guide)
 
     def score(self, batch: Batch) -> Tensor:
         """The scores (n, C) of the rows that are here, all (I, C) in one process."""
@@ -56,33 +58,49 @@ class Training(nn.Module):
         return scores
 
     def guide(self, batch: Batch, chunk: int = 0) -> dict[str, Any]:
-        """What the loss asks for beside the scores of the rows that are here: the head's `views` (`VIEWS`), and its
-        `teacher`'s views or scores (`TEACHER`), the scores `chunk` images at a time. Views are of the whole batch,
-        with their gradient. Raises `UsageError` for views where several processes share the images."""
+        """What the loss asks for beside the scores: the head's `views` (`VIEWS`), and its `teacher`'s views or scores
+        (`TEACHER`), the scores `chunk` images at a time. All of the whole batch, views with their gradient. Raises
+        `UsageError` for views in a process without images."""
         found: dict[str, Any] = {}
         views = getattr(self._module, "VIEWS", False)
         if views:
-            if batch.rows is not None:
-                raise UsageError("a loss that looks at vectors is fitted by one process", "Leave --devices at 1.")
-            found["views"] = self.scorer.views(batch)
+            if not batch.shape[0]:
+                raise UsageError("this loss looks at vectors, and a process has no images", "Raise data.batch_size.")
+            found["views"] = self._seen(self.scorer, batch)
         if self.teacher is None or not getattr(self._module, "TEACHER", False):
             return found
         if views:
             with torch.no_grad():
-                return found | {"teacher": self.teacher.views(batch)}
+                return found | {"teacher": self._seen(self.teacher, batch)}
         if not batch.shape[0]:
-            return {"teacher": torch.zeros(batch.shape, device=batch.device)}
-        return {"teacher": taught(self.teacher, self._own(batch), chunk)}
+            scores = torch.zeros(batch.shape, device=batch.device)
+        else:
+            scores = taught(self.teacher, self._own(batch), chunk)
+        return {"teacher": self._whole(scores, batch)}
 
     def objective(self, scores: Tensor, batch: Batch, guide: dict[str, Any] | None = None) -> Tensor:
         """The loss, given the scores of the rows that are here and what `guide` found."""
+        return self._loss(self._whole(scores, batch), batch, guide or {})
+
+    def _loss(self, scores: Tensor, batch: Batch, guide: dict[str, Any]) -> Tensor:
         fitted = (dict(self.fitted.items()),) if len(self.fitted) else ()
-        more = {
-            name: self._whole(value, batch) if isinstance(value, Tensor) else value
-            for name, value in (guide or {}).items()
-        }
-        loss: Tensor = self._module.loss(self._whole(scores, batch), batch, self._config, *fitted, **more)
+        loss: Tensor = self._module.loss(scores, batch, self._config, *fitted, **guide)
         return loss
+
+    def _seen(self, scorer: Scorer, batch: Batch) -> Views:
+        """The views of the whole batch, from those of the rows that are here and of all captions."""
+        views = scorer.views(self._own(batch))
+        if self.team is None or batch.rows is None:
+            return views
+        team, found = self.team, {}
+        for field in dataclasses.fields(views):
+            value = getattr(views, field.name)
+            if value is not None:
+                numbers = value.float() if value.dtype == torch.bool else value
+                captions = field.name in ("text", "tokens", "token_mask")
+                whole = team.columns(numbers) if captions else team.gathered(numbers, batch)
+                found[field.name] = whole.to(value.dtype)
+        return Views(**found)
 
     def follow(self) -> None:
         """Move the teacher after the optimiser's step."""

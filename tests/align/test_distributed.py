@@ -161,6 +161,13 @@ CASES = {
     "two passes": (SMALL, "optim.accumulate=2", "optim.chunk=3", 'loss={name="siglip"}'),
     "accumulated": (SMALL, "optim.accumulate=2", "data.batch_size=6"),
     "odd shares": ("data.batch_size=5", 'loss={name="siglip"}'),
+    "vectors and their teacher": ('loss={name="degla",temperature=0.2}', "ema.decay=0.5", "data.negatives=-1"),
+    "tokens": (
+        'head={name="meanpool",width=8}',
+        'loss={name="fsc",temperature=0.2}',
+        "data.negatives=-1",
+        "optim.chunk=3",
+    ),
     "a teacher": ('loss={name="distill"}', "ema.decay=0.5", "optim.chunk=2", "ema.judged=true"),
 }
 
