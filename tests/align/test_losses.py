@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from compal.align.batches import Batch
-from compal.align.losses import ce_clip, degla, fsc, sparc
+from compal.align.losses import ce_clip, degla, fsc, sparc, tripletclip
 from compal.align.scorer import Views
 from compal.errors import UsageError
 
@@ -327,3 +327,39 @@ def test_a_negative_that_describes_the_image_is_none():
     batch.negatives[0, 1] = -1
     assert found == degla.loss(seen.scores, batch, config, views=seen, teacher=detached(taught)) != before
     assert math.isfinite(float(found.detach()))
+
+
+# --- TripletCLIP -----------------------------------------------------------------------------------------
+
+
+def slow_tripletclip(scores, groups, scale, weight):
+    """Both halves, sample by sample."""
+    halves = []
+    for i, own, other in ((0, 2, 3), (1, 3, 2)):
+        images, mine = groups[:, i].tolist(), groups[:, own].tolist()
+        texts = mine + groups[:, other].tolist()
+        ways = [
+            log_sum([scale * scores[row, column] for column in texts]) - scale * scores[row, mine[place]]
+            for place, row in enumerate(images)
+        ]
+        back = [
+            log_sum([scale * scores[row, column] for row in images]) - scale * scores[images[place], column]
+            for place, column in enumerate(mine)
+        ]
+        halves.append((torch.stack(ways).mean() + torch.stack(back).mean()) / 2)
+    return halves[0] + weight * halves[1]
+
+
+@SEEDS
+def test_tripletclip_is_its_formula(seed):
+    made = torch.Generator().manual_seed(seed)
+    scores = torch.randn(8, 9, generator=made, dtype=torch.float64, requires_grad=True)
+    batch, _ = make(0)
+    batch.positives = torch.eye(8, 9, dtype=torch.bool)
+    batch.groups = torch.tensor([[0, 1, 0, 1], [3, 2, 3, 2], [6, 7, 6, 7]])
+    config = tripletclip.Config(temperature=0.3, negative=0.7)
+    found, expected = tripletclip.loss(scores, batch, config), slow_tripletclip(scores, batch.groups, 1 / 0.3, 0.7)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    ours, theirs = (torch.autograd.grad(value, scores)[0] for value in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-12)
+    assert (ours[4:6] == 0).all()  # in no group
