@@ -278,10 +278,9 @@ def _keep_towers(result: RunResult, spec: FeatureSpec) -> None:
     folder = result.run_dir / "towers"
     if not processes.first() or folder.exists():
         return
-    prefix = "towers.model."
-    tensors = read_tensors(result.checkpoint, FORMAT)[0].items()
-    state = {name.removeprefix(prefix): tensor for name, tensor in tensors if name.startswith(prefix)}
-    save_tuned(folder, spec, state, {"command": runs.command(), "run": result.run_dir.name, "step": result.best_step})
+    tuned: Any = load_scorer(result.checkpoint, spec, towers=lambda: open_towers(spec))
+    about = {"command": runs.command(), "run": result.run_dir.name, "step": result.best_step}
+    save_tuned(folder, spec, tuned.towers.weights(), about)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,10 @@ def save_scorer(path: Path, scorer: Scorer, spec: FeatureSpec) -> None:
     save_tensors(path, scorer.state_dict(), header)
 
 
-def load_scorer(path: Path, spec: FeatureSpec, device: Device = "cpu") -> Scorer:
-    """The scorer of a checkpoint, in evaluation mode, for features of `spec`.
+def load_scorer(
+    path: Path, spec: FeatureSpec, device: Device = "cpu", towers: Callable[[], Any] | None = None
+) -> Scorer:
+    """The scorer of a checkpoint, in evaluation mode, for features of `spec`; `towers` as of `build_head`.
 
     Raises `SpecMismatch` if it was fitted on features of another spec, `InputError` if the file is no
     checkpoint or does not fit its own head.
@@ -89,7 +92,7 @@ def load_scorer(path: Path, spec: FeatureSpec, device: Device = "cpu") -> Scorer
     if header["fingerprint"] != spec.fingerprint:
         raise _mismatch(path, FeatureSpec.from_json(json.loads(header["spec"])), spec)
     dims = from_dict(Dims, json.loads(header["dims"]), "dims")
-    scorer = build_head(header["head"], json.loads(header["config"]), dims).to(device)
+    scorer = build_head(header["head"], json.loads(header["config"]), dims, towers).to(device)
     try:
         scorer.load_state_dict(tensors)
     except RuntimeError as error:

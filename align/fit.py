@@ -162,7 +162,7 @@ def _head(config: FitConfig, store: Features, team: Team, towers: Callable[[str]
         raise UsageError(f"head '{name}' has nothing to fit", f"Evaluate it as it is: --head {name}")
     if not config.init:
         return scorer
-    start = load_scorer(Path(config.init), store.spec)
+    start = load_scorer(Path(config.init), store.spec, towers=opened)
     if (start.head, start.config) != (scorer.head, scorer.config):
         raise SpecMismatch(
             f"init = {config.init} is a '{start.head}' with other settings than this run's",

@@ -6,6 +6,7 @@ encoder itself does. Parameters below the cut are frozen: at `block:-K` those of
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Towers(nn.Module):
             )
         self.encoder, self.spec = encoder, spec
         self.model: nn.Module = encoder.model
+        self.model.requires_grad_(True)
+        self._adapted: list[Any] = []  # in a list, since a module that is an attribute would be saved as well
         self._freeze_below()
 
     def image_features(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,6 +80,29 @@ class Towers(nn.Module):
         with self._precise():
             return self.encoder.texts.pool(list(rows), [0] * len(rows)).view(*states.shape[:2], -1)
 
+    def adapt(self, rank: int, alpha: float) -> None:
+        """Train low-rank additions to all attention and MLP matrices above the cut in place of the weights themselves:
+        W + alpha / rank · B A, B zero at first (LoRA, arXiv 2106.09685; FSC-CLIP takes rank 4). Raises `InputError`
+        without peft, or for towers of whose layers peft knows none."""
+        try:
+            from peft import LoraConfig, LoraModel
+        except ImportError:
+            raise InputError("low-rank tuning needs peft", "pip install 'compal[lora]'") from None
+        kinds = (nn.Linear, nn.MultiheadAttention)
+        named = {name for name, module in self.model.named_modules() if type(module) in kinds}
+        if not named:
+            raise InputError(f"{self.spec.backbone} has no layer for low-rank tuning", "Set head.lora = 0.")
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(named), lora_dropout=0.0, bias="none")
+        self._adapted = [LoraModel(self.model, config, "default")]
+        self._freeze_below()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict of the backbone's own model, low-rank additions added up."""
+        if not self._adapted:
+            return self.model.state_dict()
+        merged: dict[str, Tensor] = copy.deepcopy(self._adapted[0]).merge_and_unload().state_dict()
+        return merged
+
     def _pooled_images(self, states: Tensor) -> Tensor:
         with self._precise():
             return self.encoder.images.pool(states.float())
@@ -96,12 +122,12 @@ class Towers(nn.Module):
         return torch.autocast(self.encoder.device.type, enabled=False)
 
     def _freeze_below(self) -> None:
-        """Let train what a pass from the cut to the pooled embeddings reaches, whatever the family calls it."""
-        self.model.requires_grad_(True)
+        """Of what is to be trained, leave what a pass from the cut to the pooled embeddings reaches, whatever the
+        family calls it."""
         height, width = self.spec.image_shape
         device = self.encoder.device
         words = torch.zeros(1, 2, self.spec.text_dim, device=device)
-        parameters = list(self.model.parameters())
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with torch.enable_grad():
             _, image = self.image_features(torch.zeros(1, height, width, device=device))
             _, _, text = self.text_features(words, torch.ones(1, 2, dtype=torch.bool, device=device))

@@ -118,3 +118,27 @@ def test_frozen_tokens_have_no_towers_above(workspace):
     api.extract("shapes-vit", "shapes", splits=["train"], limit=24, workspace=workspace)
     with pytest.raises(InputError, match=r"no tower can be tuned above the level tokens.*--level pixels"):
         fit(workspace, "finetune", "wrong", "level=tokens")
+
+
+def test_low_rank_additions_are_added_up(workspace, monkeypatch):
+    """The base's weights are frozen, the additions trained and resumed; what is saved is a plain model."""
+    monkeypatch.setenv("COMPAL_HOME", str(workspace.path))
+    run = fit(workspace, "fsc-clip", "low", "head.lora=2", "optim.lr=1e-2")
+    base, tuned = load_encoder(resolve("shapes-vit")), load_encoder(resolve("run:low"))
+    whole = sum(parameter.numel() for parameter in base.model.parameters())
+    assert run.parameters < whole / 10
+    before, after = base.model.state_dict(), tuned.model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    parts = ("in_proj", "out_proj", "c_fc", "c_proj")
+    assert moved == {name for name in before if name.endswith("weight") and any(part in name for part in parts)}
+    for name in moved:
+        assert torch.linalg.matrix_rank((after[name] - before[name]).double(), rtol=1e-4) <= 2
+    fit(workspace, "fsc-clip", "low-again", "head.lora=2", "optim.lr=1e-2", "init=" + str(run.checkpoint), steps=1)
+
+
+def test_without_peft_it_says_how_to_get_it(workspace, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(InputError, match=r"pip install 'compal\[lora\]'"):
+        fit(workspace, "finetune", "no-peft", "head.lora=4")

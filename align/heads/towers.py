@@ -27,16 +27,22 @@ class Tuned(Protocol):
     def text_features(self, rows: Tensor, mask: Tensor, /) -> tuple[Tensor, Tensor, Tensor]: ...
     def image_tokens(self, states: Tensor, /) -> Tensor: ...
     def text_tokens(self, states: Tensor, /) -> Tensor: ...
+    def adapt(self, rank: int, alpha: float, /) -> None: ...
+    def weights(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Config:
     """train  "both" towers, or one of them: the text tower alone is tuned by CLIC (arXiv 2505.24424)
     local  objectives are shown patches and tokens in the space of the pooled embeddings, which costs a pooling each
+    lora   rank of additions that are trained in place of the weights, 0 = the weights themselves; needs peft
+    lora_alpha  of their scale, lora_alpha / lora
     """
 
     train: Literal["both", "image", "text"] = "both"
     local: bool = False
+    lora: int = 0
+    lora_alpha: float = 8.0
 
 
 class TunedTowers(Scorer):
@@ -46,6 +52,8 @@ class TunedTowers(Scorer):
         super().__init__()
         self.settings = config
         self.towers = towers
+        if config.lora:
+            towers.adapt(config.lora, config.lora_alpha)
         if config.train != "both":
             self._freeze("image" if config.train == "text" else "text")
 
@@ -93,5 +101,6 @@ def build(config: Config, dims: Dims, towers: Tuned | None = None) -> TunedTower
             "head 'towers' is the backbone itself, tuned",
             "Fit it with --level pixels; evaluate the run as a backbone: --backbone run:ID --head cosine.",
         )
+    require(config.lora >= 0, f"head.lora = {config.lora} is no rank", "Set it to 1 or more, or 0 for none.")
     require(hasattr(towers.model, "visual") or config.train == "both", f"head.train = '{config.train}'", "Use both.")
     return TunedTowers(config, towers)
