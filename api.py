@@ -50,6 +50,7 @@ def extract(
     jpeg: str = "exact",
     segments: str = "",
     negatives: Named = (),
+    phrases: bool = False,
     limit: int | None = None,
     config: ExtractConfig | None = None,
     workspace: Workspace | None = None,
@@ -64,6 +65,7 @@ def extract(
                as the tower's pictures
     segments   a segmenter (`compal ls segmenters`) of captions that come without segments
     negatives  tables of `compal negatives` (files, or how names begin), whose captions are extracted and paired too
+    phrases    extract the noun phrases of the captions too, which `data.phrases` of a recipe draws
     What the workspace's remotes hold is pulled instead of computed (`config.remotes` says which are asked).
     Writes the pairs tables that `fit` reads. Raises what `pipeline.extract.extract_listing` raises.
     """
@@ -76,19 +78,25 @@ def extract(
     config = config or _asking(workspace)
     return [
         summary
-        for listing in _listings(data, splits, workspace, limit, segments, negatives)
+        for listing in _listings(data, splits, workspace, limit, segments, negatives, phrases)
         for summary in extract_listing(listing, specs, workspace, config, progress)
     ]
 
 
 def _listings(
-    data: str, splits: Sequence[str], workspace: Workspace, limit: int | None, segments: str, negatives: Named
+    data: str,
+    splits: Sequence[str],
+    workspace: Workspace,
+    limit: int | None,
+    segments: str,
+    negatives: Named,
+    phrases: bool,
 ) -> list[Listing]:
     from .pipeline.extract import listing_of
 
     data = dataset_name(data)
     names = splits or default_splits(data, workspace)
-    return [listing_of(data, split, workspace, limit, segments, negatives) for split in names]
+    return [listing_of(data, split, workspace, limit, segments, negatives, phrases) for split in names]
 
 
 def item_keys(data: str, splits: Sequence[str] = (), workspace: Workspace | None = None) -> set[str]:
@@ -117,6 +125,7 @@ def preview(
     jpeg: str = "exact",
     segments: str = "",
     negatives: Named = (),
+    phrases: bool = False,
     limit: int | None = None,
     config: ExtractConfig | None = None,
     workspace: Workspace | None = None,
@@ -138,7 +147,7 @@ def preview(
     if benchmark:
         found = [_of_benchmark(benchmark, sources, segments)]
     else:
-        found = _listings(data, splits, workspace, limit, segments, negatives)
+        found = _listings(data, splits, workspace, limit, segments, negatives, phrases)
     job = Job(tuple(specs), tuple(map(workspace.find_store, specs)), config or _asking(workspace))
     with workspace.used(), listings.use(workspace.path / "listing.sqlite", patience=found[0].patience(job.config)):
         items = unique_items(item for listing in found for item in listing.items())
@@ -272,8 +281,8 @@ def fit(
 def _keep_towers(result: RunResult, spec: FeatureSpec) -> None:
     """Write what a run tuned as a backbone beside its checkpoints, once."""
     from .align import processes, runs
-    from .align.checkpoint import FORMAT, read_tensors
-    from .pipeline.trainable import save_tuned
+    from .align.checkpoint import load_scorer
+    from .pipeline.trainable import open_towers, save_tuned
 
     folder = result.run_dir / "towers"
     if not processes.first() or folder.exists():

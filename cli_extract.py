@@ -70,6 +70,7 @@ def extract(
     limit: options.Limit = None,
     segments: options.Segments = "",
     negatives: options.Negatives = None,
+    phrases: options.Phrases = False,
     level: options.Levels = None,
     dtype: options.Dtype = "float16",
     precision: options.Precision = "float32",
@@ -102,8 +103,9 @@ def extract(
     from .pipeline.plan import ExtractConfig
 
     workspace = find_workspace(work)
-    if benchmark and (data or split or negatives):
-        raise UsageError("--benchmark brings its own items", "Drop --data, --split and --negatives, or --benchmark.")
+    if benchmark and (data or split or negatives or phrases):
+        cure = "Drop --data, --split, --negatives and --phrases, or --benchmark."
+        raise UsageError("--benchmark brings its own items", cure)
     chosen, dataset = choose(workspace, backbone, None if benchmark else data)
     config = ExtractConfig(
         batch_size=_batch_size(batch_size), workers=workers, device=_device(device, engine, dry_run),
@@ -114,7 +116,7 @@ def extract(
         "level": level or "tokens", "dtype": dtype, "precision": precision, "jpeg": jpeg, "segments": segments,
         "config": config, "workspace": workspace,
     }  # fmt: skip
-    items = asked | {"limit": limit, "negatives": negatives or ()}
+    items = asked | {"limit": limit, "negatives": negatives or (), "phrases": phrases}
     sources = sources_of(workspace, benchmark, root, images, allow_missing, None, limit) if benchmark else None
     if dry_run:
         found = api.preview(chosen, dataset, split or (), benchmark=benchmark, sources=sources, timed=True, **items)

@@ -66,6 +66,7 @@ Negatives = Annotated[
         "--negatives",
     ),
 ]  # fmt: skip
+Phrases = Annotated[bool, _option(WHAT, "Extract the captions' noun phrases too, as captions.", "--phrases")]
 Dtype = Annotated[str, _option(WHAT, "On disk: float16, bfloat16 or float32.")]
 Limit = Annotated[int | None, _option(WHAT, "Take only the first so many.", min=1)]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ class Features(Protocol):
     """The part of `stores.store.Store` that fitting and scoring read."""
 
     spec: FeatureSpec
+    path: Path
 
     def keys(self, kind: Any, /) -> set[str]: ...
     def quarantined(self) -> Iterable[Any]: ...
@@ -56,6 +58,8 @@ class Batch:
     scored     (I, C) bool: the entries an objective may look at; None = all
     pairs      (N, 2) long: row and column of each pair that was drawn; None = nobody says which those were
     negatives  (N, K) long: columns of the captions drawn as hard negatives of each of `pairs`, -1 = no more
+    phrases    (N, M) long: columns of the noun phrases drawn of each pair's caption, -1 = no more; a phrase is positive
+               for every image that has it. None = none are drawn
     rows       None: all I images are here. A slice: this process holds the image features of these rows only, and
                those of all captions; `positives`, `groups` and `scored` are of the whole batch
     """
@@ -72,6 +76,7 @@ class Batch:
     pairs: Tensor | None = None
     negatives: Tensor | None = None
     rows: slice | None = None
+    phrases: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

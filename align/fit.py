@@ -180,7 +180,7 @@ def _open(
     scorer: Scorer,
 ) -> Work:
     columns = [stage.column for stage in config.data.curriculum]
-    tables = {"train": PairTable.read(Path(train), store, columns)}
+    tables = {"train": PairTable.read(Path(train), store, columns, phrases=config.data.phrases != 0)}
     if validation is not None and team.lead:
         tables["validation"] = PairTable.read(Path(validation), store)
     budget, device = int(config.data.resident_gib * 2**30) // team.here, team.fabric.device

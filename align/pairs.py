@@ -14,6 +14,7 @@ import torch
 from ..errors import InputError, MissingFeatures, UnknownName
 from ..stores.pairs import read_pairs
 from .batches import Batch, Device, Features, FeatureTable
+from .phrases import phrase_rows
 from .tables import Staging
 
 
@@ -22,7 +23,7 @@ class Draw:
     """One batch as row numbers of a `PairTable`: unique images and captions, and who belongs to whom.
 
     images (I,), captions (C,) int64; positives (I, C) bool; groups (G, 4), pairs (N, 2), negatives (N, K)
-    int64; scored (I, C) bool or None: see `Batch`.
+    int64; scored (I, C) bool or None, phrases (N, M) int64 or None: see `Batch`.
     """
 
     images: np.ndarray
@@ -32,6 +33,7 @@ class Draw:
     pairs: np.ndarray
     negatives: np.ndarray
     scored: np.ndarray | None = None
+    phrases: np.ndarray | None = None
 
     def batch(
         self,
@@ -50,6 +52,8 @@ class Draw:
         batch.negatives = torch.from_numpy(self.negatives).to(batch.device)
         if self.scored is not None:
             batch.scored = torch.from_numpy(self.scored).to(batch.device)
+        if self.phrases is not None:
+            batch.phrases = torch.from_numpy(self.phrases).to(batch.device)
         batch.rows = rows
         return batch
 
@@ -63,6 +67,8 @@ class PairTable:
     quads              (G, 2) int64: the two pairs of each swap group
     labels             the table's own columns and the derived ones, N texts each, for the curriculum
     left_out           pairs whose image or caption is in the store's quarantine
+    phrases            None: not read. Else starts into the second of these by row of a caption, and rows of captions:
+                       the noun phrases of each
     """
 
     path: Path
@@ -75,6 +81,7 @@ class PairTable:
     quads: np.ndarray
     labels: dict[str, list[str]]
     left_out: int
+    phrases: tuple[np.ndarray, np.ndarray] | None = None
     _captions_of: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)
     _quad_of: np.ndarray = field(init=False, repr=False)
 
@@ -82,20 +89,27 @@ class PairTable:
         quad_of = np.full(len(self.images), -1, np.int64)
         quad_of[self.quads] = np.arange(len(self.quads))[:, None]
         object.__setattr__(self, "_quad_of", quad_of)
-        order = np.argsort(self.images, kind="stable")
-        starts = np.searchsorted(self.images[order], np.arange(len(self.image_keys) + 1))
-        object.__setattr__(self, "_captions_of", (starts, self.captions[order]))
+        images, captions = self.images, self.captions
+        if self.phrases is not None:  # what an image's caption names is there: a phrase describes it too
+            starts, rows = self.phrases
+            counts = np.diff(starts)[self.captions]
+            images = np.concatenate([images, np.repeat(images, counts)])
+            captions = np.concatenate([captions, rows[_ranges(starts[self.captions], counts)]])
+        order = np.argsort(images, kind="stable")
+        starts = np.searchsorted(images[order], np.arange(len(self.image_keys) + 1))
+        object.__setattr__(self, "_captions_of", (starts, captions[order]))
 
     def __len__(self) -> int:
         return len(self.images)
 
     @classmethod
-    def read(cls, path: Path, store: Features, labels: Sequence[str] = ()) -> PairTable:
-        """Read a pairs table and hold it against the store; `labels` names the columns to keep as text.
+    def read(cls, path: Path, store: Features, labels: Sequence[str] = (), phrases: bool = False) -> PairTable:
+        """Read a pairs table and hold it against the store; `labels` names the columns to keep as text. With `phrases`,
+        find the noun phrases of the captions too, which follow them in `caption_keys`.
 
         Pairs in quarantine are left out and counted. Raises `MissingFeatures` for anything else that the
-        store lacks, `InputError` for an empty table or for a group that is not two images × two captions,
-        `UnknownName` for a label that is neither a column nor derived (see `derived`).
+        store lacks, `InputError` for an empty table, for a group that is not two images × two captions, or where no
+        caption has a phrase, `UnknownName` for a label that is neither a column nor derived (see `derived`).
         """
         table = read_pairs(path)
         lists = table["negatives"].combine_chunks()
@@ -117,10 +131,12 @@ class PairTable:
         used = np.concatenate([caption_codes[kept], negative_codes[usable]])
         captions, caption_rows = np.unique(used, return_inverse=True)
         columns, pairs = table.filter(pa.array(kept)), int(kept.sum())
+        keys = [caption_keys[code] for code in captions]
+        named = phrase_rows(store, keys, np.unique(caption_rows[:pairs]), path) if phrases else None
         return cls(
             path=path,
             image_keys=[image_keys[code] for code in images],
-            caption_keys=[caption_keys[code] for code in captions],
+            caption_keys=keys if named is None else named[0],
             images=image_rows,
             captions=caption_rows[:pairs],
             negatives=np.concatenate([[0], np.cumsum(counts)]),
@@ -128,56 +144,92 @@ class PairTable:
             quads=_quads(columns, image_rows, caption_rows[:pairs], path),
             labels={name: _label(name, columns, store) for name in dict.fromkeys(labels)},
             left_out=len(table) - pairs,
+            phrases=None if named is None else named[1:],
         )
 
     def negatives_of(self, pair: int) -> np.ndarray:
         """Caption rows given as negatives of a pair."""
         return self.negative_captions[self.negatives[pair] : self.negatives[pair + 1]]
 
+    def phrases_of(self, pair: int) -> np.ndarray:
+        """Caption rows of the noun phrases of a pair's caption; none if they were not read."""
+        if self.phrases is None:
+            return self.captions[:0]
+        starts, rows = self.phrases
+        caption = self.captions[pair]
+        return rows[starts[caption] : starts[caption + 1]]
+
     def positives(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
         """(I, C) bool: the table pairs them, here or in any of its rows. So a caption of one image that
         stands in the batch because of another is no false negative."""
         starts, ordered = self._captions_of
         first, counts = starts[images], starts[images + 1] - starts[images]
-        # The captions of all images end to end: a Python loop over 256 images costs as much as a linear head's step.
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        columns = _places(captions, ordered[np.repeat(first, counts) + within])
+        columns = _places(captions, ordered[_ranges(first, counts)])
         rows = np.repeat(np.arange(len(images)), counts)
         block = np.zeros((len(images), len(captions)), dtype=bool)
         block[rows[columns >= 0], columns[columns >= 0]] = True
         return block
 
-    def draw(self, pairs: np.ndarray, negatives: list[np.ndarray], partners: np.ndarray | None = None) -> Draw:
-        """The batch of `pairs` (n,) with the given negative captions of each.
+    def draw(
+        self,
+        pairs: np.ndarray,
+        negatives: list[np.ndarray],
+        partners: np.ndarray | None = None,
+        phrases: list[np.ndarray] | None = None,
+    ) -> Draw:
+        """The batch of `pairs` (n,) with the given negative captions of each, and noun phrases where any are drawn.
 
         `partners` (k,): offsets in the batch; the image of pair j is scored with the caption of pair
-        j + offset too, and with nothing else but its own. None: the whole block is scored.
+        j + offset and its phrases too, and with nothing else but its own. None: the whole block is scored.
         """
         images, rows = np.unique(self.images[pairs], return_inverse=True)
         own = self.captions[pairs]
-        captions = np.unique(np.concatenate([own, *negatives]))
+        captions = np.unique(np.concatenate([own, *negatives, *(phrases or ())]))
         columns = np.searchsorted(captions, own)
         numbers = np.unique(self._quad_of[pairs])
         quads = _places(pairs, self.quads[numbers[numbers >= 0]])
         quads = quads[(quads >= 0).all(axis=1)]
         groups = np.concatenate([rows[quads], columns[quads]], axis=1)
         positives = self.positives(images, captions)
-        counts = np.array([len(given) for given in negatives], dtype=np.int64)
-        hard = np.full((len(pairs), counts.max(initial=0)), -1, np.int64)
-        hard[np.arange(hard.shape[1]) < counts[:, None]] = np.searchsorted(
-            captions, np.concatenate([own[:0], *negatives])
-        )
-        drawn = Draw(images, captions, positives, groups, np.stack([rows, columns], axis=1), hard)
+        hard = _listed(captions, negatives)
+        named = None if phrases is None else _listed(captions, phrases)
+        drawn = Draw(images, captions, positives, groups, np.stack([rows, columns], axis=1), hard, phrases=named)
         if partners is None:
             return drawn
         scored = np.zeros_like(positives)
         scored[rows, columns] = True
-        scored[np.repeat(rows, counts), hard[hard >= 0]] = True
+        _mark(scored, rows, hard)
         for row, column in ((0, 3), (1, 2)):
             scored[groups[:, row], groups[:, column]] = True
         for offset in partners:
             scored[rows, np.roll(columns, -int(offset))] = True
+        if named is not None:
+            for offset in (0, *partners):
+                _mark(scored, rows, np.roll(named, -int(offset), axis=0))
         return dataclasses.replace(drawn, scored=scored)
+
+
+def _ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """first, first + 1, … (counts of them) of every entry, end to end."""
+    # A Python loop over 256 images costs as much as a linear head's step.
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    ranges: np.ndarray = np.repeat(first, counts) + within
+    return ranges
+
+
+def _listed(captions: np.ndarray, lists: list[np.ndarray]) -> np.ndarray:
+    """(n, longest) int64: where the entries of each list stand in the sorted `captions`, -1 = no more."""
+    counts = np.array([len(one) for one in lists], dtype=np.int64)
+    table = np.full((len(lists), counts.max(initial=0)), -1, np.int64)
+    table[np.arange(table.shape[1]) < counts[:, None]] = np.searchsorted(
+        captions, np.concatenate([captions[:0], *lists])
+    )
+    return table
+
+
+def _mark(block: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> None:
+    """Set the entries (rows[n], columns[n, m]) of a bool block; -1 is none."""
+    block[np.repeat(rows, (columns >= 0).sum(axis=1)), columns[columns >= 0]] = True
 
 
 def _places(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

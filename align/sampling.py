@@ -39,6 +39,8 @@ class DataConfig:
     train, validation  splits of the dataset, each a pairs table; "" = none
     batch_size    pairs (image, caption) a step; a swap group counts two
     negatives     of the captions given as negatives of a pair, how many a step draws; -1 = all
+    phrases       of the noun phrases of a pair's caption, how many a step draws; -1 = all. They are captions of the
+                  store: extract them with --phrases
     groups        the two pairs of a swap group stay together: each has the other's image and caption for hard
                   negatives. false: pairs are drawn alone, as for a control without hard negatives
     partners      0: every image is scored with every caption of the batch. k > 0: with its own captions,
@@ -57,6 +59,7 @@ class DataConfig:
     validation: str = "validation"
     batch_size: int = 128
     negatives: int = 1
+    phrases: int = 0
     groups: bool = True
     partners: int = 0
     curriculum: tuple[Stage, ...] = ()
@@ -103,6 +106,10 @@ class Sampler:
             raise UsageError("data.batch_size must be at least 1, data.partners and data.shuffle_window at least 0")
         if config.shuffle_window and (parts is None or len(parts) != len(table.image_keys)):
             raise UsageError("data.shuffle_window needs the part of each image", "Give Sampler(parts=...).")
+        if config.phrases and config.mined.k:
+            raise UsageError(
+                "data.mined would take the noun phrases of data.phrases for negatives", "Set one of them to 0."
+            )
         self.table, self.config, self.seed = table, config, seed
         self.stages = _stages(table, config, steps, parts)
         self.candidates: np.ndarray | None = None
@@ -117,12 +124,13 @@ class Sampler:
         negatives = [
             np.concatenate([self._negatives(int(pair), rng), self._mined(int(pair), mining)]) for pair in pairs
         ]
+        phrases = self._phrases(pairs, step)
         if not self.config.partners:
-            return self.table.draw(pairs, negatives)
+            return self.table.draw(pairs, negatives, phrases=phrases)
         # Offsets from 2 on: at 1 stands the other pair of the own swap group, which is scored anyway.
         first = 2 if len(pairs) > 3 else 1
         offsets = rng.permutation(np.arange(first, max(first, len(pairs) - first + 1)))
-        return self.table.draw(pairs, negatives, offsets[: self.config.partners])
+        return self.table.draw(pairs, negatives, offsets[: self.config.partners], phrases)
 
     def pairs(self, step: int) -> np.ndarray:
         """The pairs of `step`: about `batch_size` of them, as a swap group is never cut."""
@@ -142,8 +150,13 @@ class Sampler:
         return kept
 
     def _negatives(self, pair: int, rng: np.random.Generator) -> np.ndarray:
-        given, wanted = self.table.negatives_of(pair), self.config.negatives
-        return given if wanted < 0 or wanted >= len(given) else rng.choice(given, wanted, replace=False)
+        return _some(self.table.negatives_of(pair), self.config.negatives, rng)
+
+    def _phrases(self, pairs: np.ndarray, step: int) -> list[np.ndarray] | None:
+        if not self.config.phrases:
+            return None
+        rng = np.random.default_rng([self.seed, 3, step])
+        return [_some(self.table.phrases_of(int(pair)), self.config.phrases, rng) for pair in pairs]
 
     def _mined(self, pair: int, rng: np.random.Generator) -> np.ndarray:
         none = np.zeros(0, dtype=np.int64)
@@ -153,6 +166,11 @@ class Sampler:
         found = found[found >= 0]
         wanted = min(self.config.mined.draw, len(found))
         return rng.choice(found, wanted, replace=False) if wanted else none
+
+
+def _some(given: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
+    """`wanted` of the rows without replacement, all of them if that is negative or too many."""
+    return given if wanted < 0 or wanted >= len(given) else rng.choice(given, wanted, replace=False)
 
 
 def _stages(table: PairTable, config: DataConfig, steps: int, parts: np.ndarray | None) -> list[_Epochs]:

@@ -120,9 +120,12 @@ def extract_levels(
 
 
 def _segmented(wanted: list[Item], job: Job) -> list[Item]:
-    """The items with the segments of the listing's segmenter, which are then in all stores of the job."""
-    if job.listing is None or job.listing.segments in ("", OWN):
+    """The items with the segments of the listing's segmenter, which are then in all stores of the job, and with the
+    noun phrases that it asks for."""
+    if job.listing is None:
         return wanted
+    if job.listing.segments in ("", OWN):
+        return list(job.listing.segmented(wanted))
     load_segmenter(job.listing.segments)  # one that does not exist makes no store
     for spec, folder in zip(job.specs, job.folders, strict=True):
         Store.create(folder, spec)
@@ -317,6 +320,7 @@ def listing_of(
     limit: int | None = None,
     segments: str = "",
     negatives: Sequence[str | Path] = (),
+    phrases: bool = False,
 ) -> Listing:
     """How to list a split of `NAME[:ROOT]`, the root made absolute. Raises what `negatives_table.find` raises."""
     tables = dict.fromkeys(str(negatives_table.find(workspace, str(table)).resolve()) for table in negatives)
@@ -324,7 +328,7 @@ def listing_of(
     if root is not None and root.exists():  # else a name of the dataset's own, or its error to raise
         root = root.absolute()
     data = name if root is None else f"{name}:{root}"
-    return Listing(data, split, limit, segments, negatives=tuple(tables))
+    return Listing(data, split, limit, segments, negatives=tuple(tables), phrases=phrases)
 
 
 def extract_listing(

@@ -38,6 +38,7 @@ class Listing:
     root, images   folders of the benchmark's files and photographs, "" for none
     allow_missing  whether items without a photograph are left out
     negatives      tables of `compal negatives`, whose captions are extracted and paired too
+    phrases        whether the noun phrases of the captions are extracted too
     """
 
     data: str = ""
@@ -49,16 +50,19 @@ class Listing:
     images: str = ""
     allow_missing: bool = False
     negatives: tuple[str, ...] = ()
+    phrases: bool = False
 
     def items(self) -> Iterator[Item]:
-        """The items as they are, without the segments of a segmenter: captions travel in the plan."""
+        """The items as they are, without the segments of a segmenter and noun phrases: captions travel in the plan."""
         return self._of_benchmark() if self.benchmark else self._of_dataset()
 
     def segmented(self, items: Iterable[Item], *stores: Path, keep: bool = True) -> Iterator[Item]:
-        """Items with the segments of the segmenter; see `segments.segmented`."""
-        from .segments import segmented
+        """Items with the segments of the segmenter, behind them the noun phrases if these are asked for; see
+        `segments.segmented` and `segments.with_phrases`."""
+        from .segments import segmented, with_phrases
 
-        return segmented(items, self.segments, *stores, keep=keep)
+        found = segmented(items, self.segments, *stores, keep=keep)
+        return with_phrases(found) if self.phrases else found
 
     def _of_benchmark(self) -> Iterator[Item]:
         module = registry.load("benchmarks", self.benchmark)

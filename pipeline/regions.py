@@ -26,7 +26,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from ..errors import UnknownName
-from ..stores.items import Box, Item
+from ..stores.items import NAMING, Box, Item
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,7 +52,6 @@ SIZES = 7
 # The smallest size of a grid, by how many windows it then has: those of 1/7, 32 of 224 px, are 169 of the 239.
 GRIDS = {239: 1, 70: 2, 34: 3, 18: 4}
 # Kinds of segments that name something; relations say how two such stand to each other.
-NAMING = ("object", "phrase")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .. import registry
 from ..errors import InputError
-from ..stores.items import Item, Segment
+from ..stores.items import Item, Segment, noun_phrases
 
 AT_ONCE = 4096  # captions handed to a segmenter together: spaCy runs its models on batches of them
 KINDS = ("object", "phrase", "attribute", "relation")
@@ -81,6 +81,26 @@ def segmented(items: Iterable[Item], segmenter: str, *stores: Path, keep: bool =
             yield dataclasses.replace(item, segments=segments) if segments else item
     if keep:
         cache.save()
+
+
+def with_phrases(items: Iterable[Item]) -> Iterator[Item]:
+    """The items in their order, behind them the noun phrases of the captions among them, each once, as captions.
+
+    Raises `InputError` where there are captions and none has a segment that names something.
+    """
+    present, phrases, captions = set(), dict[str, Item](), 0
+    for item in items:
+        if item.kind == "text":
+            captions += 1
+            present.add(item.key)
+            for phrase in noun_phrases(str(item.content), item.segments):
+                found = Item.caption(phrase, f"phrases/{item.source}")
+                phrases.setdefault(found.key, found)
+        yield item
+    if captions and not phrases:
+        what = f"--phrases: none of the {captions:,} captions comes with a segment that names something"
+        raise InputError(what, "Have them found: --segments rules, or --segments spacy.")
+    yield from (item for key, item in phrases.items() if key not in present)
 
 
 def _lacks_segments(item: Item) -> bool:

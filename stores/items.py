@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +19,7 @@ from .files import TRANSIENT
 
 Segment = tuple[int, int, str]
 Box = tuple[float, float, float, float]
+NAMING = ("object", "phrase")  # kinds of segments that name something
 
 
 def content_key(domain: str, content: bytes) -> str:
@@ -107,6 +108,13 @@ class Item:
 def caption_key(text: str) -> str:
     """The key of a caption."""
     return content_key("text", text.encode())
+
+
+def noun_phrases(caption: str, segments: Iterable[Segment]) -> list[str]:
+    """What a caption's segments of kind "object" and "phrase" say, in order, each once: in small letters and with
+    single spaces, so that "A man" at the head of one caption is "a man" inside another. They are captions as any."""
+    spans = (caption[start:end] for start, end, kind in segments if kind in NAMING)
+    return list(dict.fromkeys(text for span in spans if (text := " ".join(span.lower().split()))))
 
 
 @dataclass(frozen=True, slots=True)

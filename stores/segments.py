@@ -48,8 +48,16 @@ def read_segments(store: Path, name: str, version: str) -> dict[str, tuple[Segme
     """Key of a caption → its segments, () for a caption in which none were found; {} before the first
     `add_segments`. Raises `VerificationError` if the table is damaged."""
     path = segments_path(store, name, version)
-    if not path.is_file():
-        return {}
+    return _read(path) if path.is_file() else {}
+
+
+def noted(store: Path) -> list[dict[str, tuple[Segment, ...]]]:
+    """What every segmenter left beside a store, by the name of its table: as `read_segments` gives it. Raises
+    `VerificationError` if a table is damaged."""
+    return [_read(path) for path in sorted((Path(store) / FOLDER).glob("*-*.parquet"))]
+
+
+def _read(path: Path) -> dict[str, tuple[Segment, ...]]:
     table = read_table(path, cure=AGAIN)
     if not table.schema.equals(SCHEMA):
         raise VerificationError(f"{path} has the columns {', '.join(table.schema.names)}", AGAIN)

@@ -7,6 +7,7 @@ import sys
 import pytest
 from command_line import rows, run, table
 
+from compal.align.pairs import PairTable
 from compal.pipeline import negatives_table
 from compal.pipeline.segmenters import rules
 from compal.stores.items import caption_key
@@ -199,6 +200,45 @@ def test_negatives_that_are_none(work, tmp_path):
             found, _, error = run("extract", "--backbone", "random:4x8", "--data", path, "--negatives", name, *dry)
             assert (found, expected in error) == (code, True), error
     assert not (work / "stores").exists()
+
+
+# --- noun phrases ------------------------------------------------------------------------------------
+
+
+def test_noun_phrases_are_captions_of_the_store(work):
+    data = ["--data", "shapes", "--split", "train", "--limit", "4"]
+    (plain,), (planned,) = (extract(*data, *more, "--dry-run") for more in ([], ["--phrases"]))
+    extract(*data)
+    (done,) = extract(*data, "--phrases")
+    assert done["texts"] == planned["texts"] - plain["texts"] > 4
+    texts = Store.open(done["store"]).table("text").select(["key", "caption", "segments"]).to_pylist()
+    assert len({row["key"] for row in texts}) == len(texts) == planned["texts"]
+    said = {row["caption"] for row in texts}
+    for row in texts:
+        for segment in row["segments"]:
+            if segment["kind"] in ("object", "phrase"):
+                assert row["caption"][segment["start"] : segment["end"]].lower() in said
+    assert extract(*data, "--phrases")[0]["texts"] == 0
+
+
+def test_noun_phrases_need_segments(work, tmp_path):
+    """A cup, in capitals and not, is one phrase; captions that came before their segments get them beside the store."""
+    told = [{"image": f"{n}.png", "caption": caption} for n, caption in enumerate(("A red cup", "a red cup by a dog"))]
+    data = ["--data", table(tmp_path / "set", told)]
+    for dry in ([], ["--dry-run"]):
+        code, _, error = run("extract", "--backbone", "random:4x8", *data, "--phrases", *dry)
+        assert (code, "none of the 2 captions" in error, "--segments rules" in error) == (1, True, True), error
+    assert not (work / "stores").exists()
+    extract(*data)
+    (done,) = extract(*data, "--phrases", "--segments", "rules")
+    assert done["texts"] == 2  # "a red cup", "a dog"
+    store = Store.open(done["store"])
+    assert store.has("text", [caption_key(text) for text in ("a red cup", "a dog")]).all()
+    table_of = PairTable.read(next((work / "pairs").rglob("*.parquet")), store, phrases=True)
+    found = [[table_of.caption_keys[row] for row in table_of.phrases_of(pair)] for pair in range(2)]
+    assert found == [[caption_key("a red cup")], [caption_key("a red cup"), caption_key("a dog")]]
+    code, _, error = run("extract", "--benchmark", "shapes", "--phrases")
+    assert (code, "brings its own items" in error) == (2, True)
 
 
 # --- levels that come of others ----------------------------------------------------------------------

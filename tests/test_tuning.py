@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compal import api
-from compal.errors import InputError
+from compal.errors import InputError, UsageError
 from compal.eval.sources import Sources
 from compal.pipeline.encoder import load_encoder, resolve
 from compal.stores.store import Store
@@ -73,6 +73,23 @@ def test_every_objective_reaches_the_towers(workspace, recipe):
     found = losses(workspace, f"one-{recipe}")
     assert len(found) == 3
     assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize(("recipe", "level"), [("c2lip", "pixels"), ("linear-npc", "pooled")])
+def test_noun_phrases_reach_the_weights(workspace, recipe, level):
+    extracted = {"splits": ["train"], "level": level, "limit": 24, "workspace": workspace}
+    api.extract("shapes-vit", "shapes", **extracted)
+    with pytest.raises(InputError, match=r"lacks \d+ of the \d+ noun phrases .*--phrases"):
+        fit(workspace, recipe, f"{recipe}-early", f"level={level}")
+    api.extract("shapes-vit", "shapes", phrases=True, **extracted)
+    for duplicates in ("merge", "as_published"):
+        asked = [f"level={level}", f"loss.duplicates={duplicates}", "data.batch_size=48"]
+        fit(workspace, recipe, f"{recipe}-{duplicates}", *asked, steps=2)
+    merged, published = (losses(workspace, f"{recipe}-{duplicates}") for duplicates in ("merge", "as_published"))
+    assert len(merged) == len(published) == 2
+    assert merged[0] != published[0]
+    with pytest.raises(UsageError, match=r"data\.phrases"):
+        fit(workspace, recipe, f"{recipe}-none", f"level={level}", "data.phrases=0")
 
 
 def test_two_passes_give_the_losses_of_one(workspace):

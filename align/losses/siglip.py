@@ -47,9 +47,14 @@ def parameters(config: Config) -> dict[str, nn.Parameter]:
 def loss(scores: Tensor, batch: Batch, config: Config, fitted: Mapping[str, Tensor] | None = None) -> Tensor:
     """A scalar float32 from `scores` (I, C). Entries outside `batch.scored` are ignored. `fitted` holds the current
     values of `parameters`; what is not in it has its configured value."""
+    scale, bias = scale_and_bias(config, fitted)
+    return sigmoid(full(scores), batch.positives, scale=scale, bias=bias, taken=batch.scored)
+
+
+def scale_and_bias(config: Config, fitted: Mapping[str, Tensor] | None) -> tuple[Tensor | float, Tensor | float]:
+    """What the scores are multiplied by, and what is added to the product."""
     fitted = fitted or {}
     scale: Tensor | float = 1 / config.temperature
     if "log_scale" in fitted:
         scale = fitted["log_scale"].exp().clamp(max=MAX_SCALE)
-    bias = fitted.get("bias", config.bias)
-    return sigmoid(full(scores), batch.positives, scale=scale, bias=bias, taken=batch.scored)
+    return scale, fitted.get("bias", config.bias)

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from compal import registry
 from compal.align.batches import Batch
@@ -16,14 +17,21 @@ every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
 def make_batch(images=6, extra=3, groups=True):
-    """Six images; each has its caption, image 0 has two; three more captions describe none of them, and are the hard
-    negatives of the first pairs: two of pair 0, one of pair 1."""
-    captions = images + 1 + extra
+    """Six images; each has its caption, image 0 has two, and what images 0 and 1 share is said once; three more
+    captions describe none of them, and are the hard negatives of the first pairs: two of pair 0, one of pair 1. The
+    noun phrases of pair 0 are its second caption and what is shared, which is pair 1's too; the last pair's is its
+    caption."""
+    captions = images + 2 + extra
     positives = torch.zeros(images, captions, dtype=torch.bool)
     positives[:, :images] = torch.eye(images, dtype=torch.bool)
     positives[0, images] = True
+    positives[:2, images + 1] = True
     quads = torch.tensor([[0, 1, 0, 1], [2, 3, 2, 3]] if groups else []).reshape(-1, 4).long()
     negatives = torch.full((images, 2), -1)
+    phrases = torch.full((images, 2), -1)
+    phrases[-1, 0] = images - 1
+    phrases[:2, 1] = images + 1
+    phrases[0, 0] = images
     if extra:
         negatives[0] = torch.tensor([captions - 3, captions - 2])
         negatives[1, 1] = captions - 1
@@ -38,6 +46,7 @@ def make_batch(images=6, extra=3, groups=True):
         groups=quads,
         pairs=torch.arange(images)[:, None].expand(-1, 2),
         negatives=negatives,
+        phrases=phrases,
     )
 
 
@@ -62,13 +71,17 @@ def right(batch):
 
 
 def views_of(batch, scores):
-    """Vectors and tokens that are right as well: each image's own direction, against which its hard negatives point.
-    Two patches an image, one of them padding, and three words a caption, one of them padding."""
+    """Vectors and tokens that are right as well: each image's own direction, away from all others, against which its
+    hard negatives point; a caption of two images lies between them. Two patches an image, one of them padding, and
+    three words a caption, one of them padding."""
     count, captions = batch.shape
     space = torch.eye(count + captions)
-    image, text = space[:count], space[count:].clone()
-    row, column = batch.positives.nonzero().unbind(1)
-    text[column] = image[row]
+    image, text = space[:count].clone(), space[count:].clone()
+    if count > 1:
+        image[:, :count] -= 1 / count
+    image = F.normalize(image, dim=1)
+    described = batch.positives.any(0)
+    text[described] = F.normalize(batch.positives.float().T @ image, dim=1)[described]
     pair, slot = (batch.negatives >= 0).nonzero().unbind(1)
     text[batch.negatives[pair, slot]] = -image[batch.pairs[pair, 0]]
     mask = torch.tensor([[True, False]])
@@ -153,7 +166,9 @@ def test_order_does_not_matter(name):
     order = torch.randperm(len(batch.pairs), generator=made)
     back = columns.argsort()
     shuffled.pairs = torch.stack([rows.argsort()[batch.pairs[:, 0]], back[batch.pairs[:, 1]]], 1)[order]
-    shuffled.negatives = torch.where(batch.negatives < 0, -1, back[batch.negatives.clamp(min=0)])[order]
+    for field in ("negatives", "phrases"):
+        listed = getattr(batch, field)
+        setattr(shuffled, field, torch.where(listed < 0, -1, back[listed.clamp(min=0)])[order])
     for config in configs(name):
         torch.testing.assert_close(
             loss_of(module, scores[rows][:, columns], shuffled, config), loss_of(module, scores, batch, config)

@@ -59,32 +59,38 @@ def test_unknown_settings_are_refused(name):
 
 @pytest.fixture(scope="module")
 def pixels():
-    """CLIP ViT-B/32 at random initialisation, and two pictures and four captions as its store of pixels holds them."""
+    """CLIP ViT-B/32 at random initialisation, and two pictures and five captions as its store of pixels holds them."""
     spec = resolve("open_clip:ViT-B-32-quickgelu", "pixels")
     encoder, made = load_encoder(spec), torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (2, 3, 224, 224), generator=made, dtype=torch.uint8)
-    texts = encoder.encode_texts(["a cat on a mat", "a dog", "a mat on a cat", "a cat"]).tokens
+    texts = encoder.encode_texts(["a cat on a mat", "a dog", "a mat on a cat", "a cat", "a mat"]).tokens
     mask = torch.arange(max(map(len, texts))) < torch.tensor([[len(rows)] for rows in texts])
     return spec, encoder.encode_images(pictures).tokens.float(), pad_sequence(texts, batch_first=True).float(), mask
 
 
 def a_batch(config, pixels):
-    """Two pairs that form a swap group, a hard negative each."""
-    images, texts = torch.randn(2, 50, 768), torch.randn(4, 9, 512)
-    text_mask = torch.ones(4, 9, dtype=torch.bool)
+    """Two pairs that form a swap group, a hard negative each. Where the recipe draws noun phrases, the first pair has
+    two, one of them the other's negative, and the second caption is its own."""
+    captions = 5 if config.data.phrases else 4
+    images, texts = torch.randn(2, 50, 768), torch.randn(captions, 9, 512)
+    text_mask = torch.ones(captions, 9, dtype=torch.bool)
     if config.level == "pixels":
         _, images, texts, text_mask = pixels
+    positives = torch.eye(2, captions, dtype=torch.bool)
+    if config.data.phrases:
+        positives[0, 3:] = True
     return Batch(
         images=images,
         image_mask=torch.ones(images.shape[:2], dtype=torch.bool),
         image_pooled=torch.randn(2, 512),
-        texts=texts,
-        text_mask=text_mask,
-        text_pooled=torch.randn(4, 512),
-        positives=torch.eye(2, 4, dtype=torch.bool),
+        texts=texts[:captions],
+        text_mask=text_mask[:captions],
+        text_pooled=torch.randn(captions, 512),
+        positives=positives,
         groups=torch.tensor([[0, 1, 0, 1]]),
         pairs=torch.tensor([[0, 0], [1, 1]]),
         negatives=torch.tensor([[2], [3]]),
+        phrases=torch.tensor([[3, 4], [1, -1]]) if config.data.phrases else None,
     )
 
 
