@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from . import cli_extract, cli_negatives, cli_patch, cli_share, cli_table, options, registry
+from . import cli_diagnose, cli_extract, cli_negatives, cli_patch, cli_share, cli_table, options, registry
 from .cli_extract import choose, sources_of
 from .cli_store import find_workspace, store_app
 from .errors import CompalError, UnknownName, UsageError
@@ -163,6 +163,9 @@ def evaluate(
         )  # fmt: skip
     workspace.remember(chosen)
     print(reporting.render(rows, "json" if as_json else format_, by_category), end="")
+
+
+app.command(rich_help_panel="The three stages")(cli_diagnose.diagnose)
 
 
 @app.command(rich_help_panel="The three stages")

@@ -19,6 +19,7 @@ PAGES = {
         "README.md",
         "CONTRIBUTING.md",
         "cli.py",
+        "cli_diagnose.py",
         "cli_negatives.py",
         "cli_patch.py",
         "cli_share.py",
