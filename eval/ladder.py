@@ -42,7 +42,7 @@ PROVES: dict[tuple[str, str], dict[str, str]] = {
     ("cosine", "chance"): {
         ABOVE: "the pooled vectors tell swaps apart more often than guessing",
         LEVEL: "these items do not tell the pooled vectors from guessing",
-        BELOW: "the pooled vectors do worse than guessing: they know which words occur, not what belongs together",
+        BELOW: "the pooled vectors do worse than guessing: swapped captions look alike to them",
     },
     ("oracle", "cosine"): {
         ABOVE: "the binding is in the frozen encoder, and the pooled read-out loses it",
@@ -87,7 +87,8 @@ PROVES: dict[tuple[str, str], dict[str, str]] = {
 }
 LIMITS = {
     "cosine": "whether the encoder lacks the binding or this read-out loses it",
-    "oracle": "that parts can be found, nor anything of relations, which no single part shows",
+    "oracle": "that parts can be found, that one pass over the whole holds what their crops show, nor anything of "
+    "relations, which no single part shows",
     "crops": "that it can be afforded, nor that the window chosen is the thing's own",
     "pooled": "that patch tokens lack the binding: they may lie where no caption was ever compared with them",
     "learned": "that none of it is the training data's: look out of domain with --split",

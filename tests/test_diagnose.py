@@ -19,7 +19,9 @@ from compal.align.checkpoint import save_scorer
 from compal.align.recipe import load_recipe
 from compal.align.runs import describe
 from compal.align.scorer import Dims, build_head
+from compal.errors import InputError
 from compal.eval.benchmarks import shapes
+from compal.eval.ladder import compared
 from compal.eval.sources import Sources
 from compal.pipeline import tuned
 from compal.pipeline.encoder import load_encoder, resolve
@@ -210,6 +212,37 @@ def test_parts_that_only_some_items_have_are_said(work, monkeypatch):
     count = len({item.key for item in images})
     assert notes["oracle"] == (f"boxes for {count - 1} of {count} images, the others are one region",)
     assert notes["crops-18"] == ()
+
+
+@pytest.mark.parametrize(("level", "kept"), [("regions:roi", True), ("regions", False), ("tokens", False)])
+def test_tokens_that_cannot_be_pooled_are_a_missing_rung_and_other_errors_are_not_hidden(
+    work, monkeypatch, level, kept
+):
+    known = api.evaluate
+
+    def evaluate(benchmark, **how):
+        if how["level"] == level:
+            raise InputError("the tokens of this tower are no grid of patches", "Use --level regions.")
+        return known(benchmark, **how)
+
+    monkeypatch.setattr(api, "evaluate", evaluate)
+    code, out, error = run("diagnose", "--backbone", "shapes-vit", *FEW, "--format", "md")
+    assert code == (0 if kept else 1)
+    told = "missing: the tokens of this tower are no grid of patches. Use --level regions."
+    assert (f"**roi**: {told}" in out) == kept
+    assert ("no grid of patches" in error) != kept
+
+
+def test_rungs_on_other_items_are_marked_and_not_compared(work):
+    few = Sources(split="in_domain", limit=1)
+    found = diagnose.diagnose(sources=few, measure=0, workspace=work)
+    one, two = (rung for rung in found.rungs if rung.label in ("cosine", "oracle"))
+    apart = dataclasses.replace(two, row=dataclasses.replace(two.row, sample="other"))
+    one, apart = compared(diagnose._alike([one, apart]), found.chance)
+    assert (one.notes, apart.notes) == ((), ("scored on other items, as some could not be read",))
+    assert apart.gap is None
+    assert apart.reading.startswith("Not proven: ")
+    assert apart.reading.endswith(" scored on other items, as some could not be read.")
 
 
 def test_a_dry_run_writes_nothing(empty):
