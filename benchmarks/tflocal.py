@@ -3,6 +3,7 @@
     python benchmarks/tflocal.py                    # about 20 minutes on two cores
     python benchmarks/tflocal.py --steps 600 --quads 3000
     python benchmarks/tflocal.py --json
+    python benchmarks/tflocal.py --sizes            # only what a pair costs to score at the sizes of real towers
 
 On the embedded world: the backbone, the training quadruplets, the seed, the batches' pairs, the schedule and the head's
 width are those of the recipe `tflocal-shapes` for all four runs, and only two things differ:
@@ -32,7 +33,7 @@ import torch
 from _store_limits import machine
 
 from compal import api
-from compal.align.batches import open_table
+from compal.align.batches import Batch, open_table
 from compal.align.fit import Training
 from compal.align.loader import Loader
 from compal.align.mining import Miner
@@ -125,6 +126,41 @@ def cost(asked: dict[str, list[str]], workspace: Workspace, repeats: int) -> dic
     }
 
 
+TOWERS = {"CLIP ViT-B/32": (50, 768, (7, 7)), "CLIP ViT-B/16, PE-Core B/16": (197, 768, (14, 14))}
+SIDE, TOKENS = 16, 14
+
+
+@torch.no_grad()
+def at_real_sizes(repeats: int) -> dict[str, dict[str, float]]:
+    """CPU milliseconds to score a pair of a 16 × 16 block by the recipes `tflocal` and `tflocal-cross`, captions of 14
+    tokens, random features; in turns, medians of CPU time, which other work on the machine leaves alone."""
+    found = {}
+    for name, (tokens, width, grid) in TOWERS.items():
+        dims, made = Dims(width, 512, 512, tokens, 77, grid), torch.Generator().manual_seed(0)
+        batch = Batch(
+            images=torch.randn(SIDE, tokens, width, generator=made),
+            image_mask=torch.ones(SIDE, tokens, dtype=torch.bool),
+            image_pooled=torch.randn(SIDE, 512, generator=made),
+            texts=torch.randn(SIDE, TOKENS, 512, generator=made),
+            text_mask=torch.ones(SIDE, TOKENS, dtype=torch.bool),
+            text_pooled=torch.randn(SIDE, 512, generator=made),
+            positives=torch.eye(SIDE, dtype=torch.bool),
+            groups=torch.zeros(0, 4, dtype=torch.long),
+        )
+        spent: dict[str, list[float]] = {"tflocal": [], "tflocal-cross": []}
+        heads = {}
+        for recipe in spent:
+            options = dict(load_recipe(recipe).head)
+            heads[recipe] = build_head(options.pop("name"), options, dims).eval()
+        for _ in range(repeats + 1):
+            for recipe, head in heads.items():
+                started = time.process_time()
+                head.score(batch)
+                spent[recipe].append(time.process_time() - started)
+        found[name] = {recipe: statistics.median(times[1:]) * 1e3 / SIDE**2 for recipe, times in spent.items()}
+    return found
+
+
 def figures(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """All that is measured."""
     workspace = Workspace(folder)
@@ -156,6 +192,14 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _sizes(found: dict[str, dict[str, float]]) -> str:
+    lines = ["| towers | joint, ms a pair | cross, ms a pair | cross / joint |", "|---|---|---|---|"]
+    for name, spent in found.items():
+        joint, cross = spent["tflocal"], spent["tflocal-cross"]
+        lines.append(f"| {name} | {joint:.2f} | {cross:.2f} | {cross / joint:.3f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
@@ -163,8 +207,13 @@ def main() -> None:
     parser.add_argument("--quads", type=int, default=2000)
     parser.add_argument("--judged", type=int, default=200, help="quadruplets of each category")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--sizes", action="store_true", help="only the cost of a pair at real sizes")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.sizes:
+        sizes = at_real_sizes(args.repeats)
+        print(json.dumps(sizes) if args.json else _sizes(sizes))
+        return
     with tempfile.TemporaryDirectory() as folder:
         found = figures(Path(folder), args)
     if args.json:

@@ -91,7 +91,7 @@ def _in_text_space(text: Tensor, own: Tensor, choices: Choices, scale: Tensor | 
 @torch.no_grad()
 def _move(thresholds: Tensor, margins: Tensor, real: Tensor, slot: Tensor, config: Config) -> None:
     """Each slot's threshold becomes its mean margin (N, K), within its bounds; one without a negative stays."""
-    slots = slot.expand_as(real)[real]
-    sums = torch.zeros_like(thresholds).index_add(0, slots, margins[real])
-    counts = torch.zeros_like(thresholds).index_add(0, slots, torch.ones_like(margins[real]))
+    slots, found = slot.expand_as(real)[real], margins[real].to(thresholds.dtype)
+    sums = torch.zeros_like(thresholds).index_add(0, slots, found)
+    counts = torch.zeros_like(thresholds).index_add(0, slots, torch.ones_like(found))
     thresholds.copy_(torch.where(counts > 0, (sums / counts.clamp(min=1)).clamp(0, config.most), thresholds))

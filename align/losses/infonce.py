@@ -62,7 +62,16 @@ def scale_of(config: Config, fitted: Mapping[str, Tensor] | None) -> Tensor | fl
     """1 / temperature: the fitted one, at most `MAX_SCALE`, or the configured."""
     if not fitted:
         return 1 / config.temperature
-    return fitted["log_scale"].exp().clamp(max=MAX_SCALE)
+    return bounded(fitted["log_scale"])
+
+
+def bounded(log_scale: Tensor) -> Tensor:
+    """exp(log_scale), at most `MAX_SCALE`: a parameter beyond is set back to the bound first, as open_clip does between
+    steps. A clamp of the value would leave it without a gradient there, and CLIP's temperature of 0.01 is the bound:
+    exp(-log 0.01) is 100.0000076 in float32."""
+    with torch.no_grad():
+        log_scale.clamp_(max=math.log(MAX_SCALE))
+    return log_scale.exp()
 
 
 def _swaps(scores: Tensor, batch: Batch, scale: Tensor | float) -> Tensor:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from ..batches import Batch
 from ..kernels.contrastive import sigmoid
 from ..scorer import full
-
-MAX_SCALE = 100.0  # the bound of `infonce` on 1 / temperature
+from .infonce import bounded
 
 
 @dataclass(frozen=True)
@@ -56,5 +55,5 @@ def scale_and_bias(config: Config, fitted: Mapping[str, Tensor] | None) -> tuple
     fitted = fitted or {}
     scale: Tensor | float = 1 / config.temperature
     if "log_scale" in fitted:
-        scale = fitted["log_scale"].exp().clamp(max=MAX_SCALE)
+        scale = bounded(fitted["log_scale"])
     return scale, fitted.get("bias", config.bias)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from compal.align.batches import Batch
-from compal.align.losses import ce_clip, degla, fsc, sparc, tripletclip
+from compal.align.losses import ce_clip, degla, fsc, infonce, siglip, sparc, tripletclip
 from compal.align.scorer import Views
 from compal.errors import UsageError
 
@@ -80,7 +80,7 @@ def log_sum(values):
     return torch.stack(values).logsumexp(0)
 
 
-def infonce(batch, seen, scale):
+def slow_infonce(batch, seen, scale):
     """Images choose among all columns, captions of an image among the images; other positives are masked."""
     logits, ways = seen.scores * scale, []
     for row in range(len(batch.positives)):
@@ -120,7 +120,7 @@ def slow_degla(batch, seen, taught, config):
             apart = apart + (texts[n] - taught.text[n].detach()).square().sum()
     weight = config.distill * (config.distill_batch / count if config.distill_batch else 1)
     terms = config.igc * torch.stack(choices).mean() + config.tgc * torch.stack(grounded).mean() + weight * apart
-    return infonce(batch, seen, scale) + terms
+    return slow_infonce(batch, seen, scale) + terms
 
 
 def detached(seen):
@@ -176,7 +176,7 @@ def slow_ce_clip(batch, seen, config, thresholds):
                 threshold = thresholds[min(slot, config.slots - 1)]
                 hinges.append((threshold + scale * seen.scores[row, n] - right).clamp(min=0))
     terms = config.imc * torch.stack(inside).mean() + config.cmr * torch.stack(hinges).mean()
-    return infonce(batch, seen, scale) + terms
+    return slow_infonce(batch, seen, scale) + terms
 
 
 @SEEDS
@@ -252,7 +252,7 @@ def slow_fsc(batch, seen, config):
             whole.append(focal([scale * seen.scores[row, c] for c in (column, *negatives)]))
             parts.append(focal([local(row, c) for c in (column, *negatives)]))
     terms = config.global_weight * torch.stack(whole).mean() + config.local_weight * torch.stack(parts).mean()
-    return infonce(batch, seen, scale) + terms
+    return slow_infonce(batch, seen, scale) + terms
 
 
 @SEEDS
@@ -293,7 +293,7 @@ def slow_sparc(batch, seen, config):
         logits = torch.stack([torch.stack([scale * F.normalize(c, dim=0) @ t for t in words]) for c in gathered])
         right = logits.diagonal()
         terms.append(((logits.logsumexp(0) - right) + (logits.logsumexp(1) - right)).mean() / 2)
-    return infonce(batch, seen, scale) + config.fine * torch.stack(terms).mean()
+    return slow_infonce(batch, seen, scale) + config.fine * torch.stack(terms).mean()
 
 
 @SEEDS
@@ -363,3 +363,24 @@ def test_tripletclip_is_its_formula(seed):
     ours, theirs = (torch.autograd.grad(value, scores)[0] for value in (found, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-12)
     assert (ours[4:6] == 0).all()  # in no group
+
+
+# --- the learned temperature -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "module", [infonce, siglip, degla, ce_clip, fsc, tripletclip], ids=lambda module: module.__name__
+)
+@pytest.mark.parametrize("start", [0.01, 0.004], ids=["at the bound", "beyond it"])
+def test_a_temperature_at_its_bound_can_come_back(module, start):
+    """CLIP's 0.01 is the bound: clamped in the forward pass it would have no gradient, there and beyond."""
+    batch, (seen, taught) = make(0)
+    batch.groups = torch.tensor([[0, 1, 0, 1]])
+    more = {"views": seen} if getattr(module, "VIEWS", False) else {}
+    more |= {"teacher": detached(taught)} if getattr(module, "TEACHER", False) else {}
+    config = module.Config(temperature=start)
+    fitted = dict(module.parameters(config))
+    module.loss(seen.scores.detach(), batch, config, fitted, **more).backward()
+    scale = fitted["log_scale"]
+    assert scale.grad.abs() > 1e-4
+    assert float(scale.detach().exp()) == pytest.approx(100, rel=1e-6)
