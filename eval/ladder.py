@@ -40,9 +40,9 @@ ABOVE, BELOW, LEVEL = "above", "below", "level"
 # What an outcome against the rung held against proves, by kind of both; "chance" is what guessing scores.
 PROVES: dict[tuple[str, str], dict[str, str]] = {
     ("cosine", "chance"): {
-        ABOVE: "the pooled vectors tell swaps apart more often than guessing",
+        ABOVE: "the pooled vectors tell right captions from wrong ones more often than guessing",
         LEVEL: "these items do not tell the pooled vectors from guessing",
-        BELOW: "the pooled vectors do worse than guessing: swapped captions look alike to them",
+        BELOW: "the pooled vectors do worse than guessing: right and wrong captions look alike to them",
     },
     ("oracle", "cosine"): {
         ABOVE: "the binding is in the frozen encoder, and the pooled read-out loses it",
@@ -86,11 +86,11 @@ PROVES: dict[tuple[str, str], dict[str, str]] = {
     },
 }
 LIMITS = {
-    "cosine": "whether the encoder lacks the binding or this read-out loses it",
+    "cosine": "whether what is lacking is lost by the encoder or by this read-out",
     "oracle": "that parts can be found, that one pass over the whole holds what their crops show, nor anything of "
     "relations, which no single part shows",
     "crops": "that it can be afforded, nor that the window chosen is the thing's own",
-    "pooled": "that patch tokens lack the binding: they may lie where no caption was ever compared with them",
+    "pooled": "what patch tokens hold beyond this pooling: they may lie where no caption was ever compared with them",
     "learned": "that none of it is the training data's: look out of domain with --split",
     "tuned": "what was forgotten for it: look out of domain with --split, and at retrieval",
 }
@@ -287,6 +287,8 @@ def _overall(found: Ladder, metrics: Sequence[str]) -> Sheet:
         values = rung.row.overall.metrics if rung.row else {}
         body.append((Cell(rung.label), *(Cell(figure(values.get(name))) for name in metrics), *_cost(rung)))
     notes = [HOW, COST]
+    if found.headline != "group":
+        notes.append("Binding stands here for whatever tells this benchmark's right captions from its wrong ones.")
     measured = sorted({rung.cost.images for rung in found.rungs if rung.cost and rung.cost.images})
     if measured:
         counted = f"{measured[0]}" if len(measured) == 1 else f"{measured[0]} to {measured[-1]}"

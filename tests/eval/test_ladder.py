@@ -169,6 +169,13 @@ def test_the_table_by_hand(found):
     assert ladder.render(found, "table").count("crops-18") == 3
 
 
+def test_where_captions_need_not_be_swaps_the_table_says_so(found):
+    told = "Binding stands here for whatever tells this benchmark's right captions from its wrong ones."
+    assert told not in ladder.render(found, "md")
+    chance = dataclasses.replace(found.chance, meta={**found.chance.meta, "metric": "pairs"})
+    assert told in ladder.render(dataclasses.replace(found, chance=chance), "md")
+
+
 def test_csv_and_data_hold_every_figure_and_what_is_missing(found):
     rows = list(csv.DictReader(io.StringIO(ladder.render(found, "csv"))))
     head = [line for line in rows if line["rung"] == "head"]
