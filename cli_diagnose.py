@@ -100,7 +100,7 @@ def diagnose(  # noqa: PLR0913 - one parameter per command-line option
             raise UsageError("the picture has cost on x, and --measure 0 measures none", "Leave one of them out.")
     workspace = find_workspace(work)
     chosen, _ = choose(workspace, backbone)
-    split = split or ("in_domain" if benchmark == "shapes" else None)
+    split = split or ladders.default_split(benchmark)
     sources = sources_of(workspace, benchmark, root, images, allow_missing, split, limit)
     grids = [count for count in (crops or [18]) if count]
     course = ladders.open_course(chosen, benchmark, sources, grids, run or (), tuned or (), workspace)

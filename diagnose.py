@@ -93,6 +93,11 @@ def diagnose(  # noqa: PLR0913 - the command's options, by keyword
     return climb(course, progress=progress, **how)
 
 
+def default_split(benchmark: str) -> str | None:
+    """The split to take where none is named: that of shapes which its heads are fitted for, else all there is."""
+    return "in_domain" if benchmark == "shapes" else None
+
+
 def open_course(
     backbone: str,
     benchmark: str,
@@ -109,7 +114,7 @@ def open_course(
     from .pipeline.encoder import resolve
     from .pipeline.regions import GRIDS
 
-    workspace, sources = workspace or Workspace.find(), sources or Sources(split="in_domain")
+    workspace, sources = workspace or Workspace.find(), sources or Sources(split=default_split(benchmark))
     module = registry.load("benchmarks", benchmark)
     if module.INFO["metric"] == "recall":
         raise UsageError(f"{benchmark} asks for retrieval, and the ladder for swaps", "Take shapes, winoground, bivlc.")

@@ -113,6 +113,13 @@ def test_every_rung_scores_what_eval_scores(work):
     assert not any(rung["missing"] for rung in found.values())
 
 
+def test_without_sources_shapes_is_in_domain_and_others_are_whole(work):
+    shapes_own = diagnose.open_course("shapes-vit", "shapes")
+    assert {group.id.split("/")[0] for group in shapes_own.groups} == {"in_domain"}
+    with pytest.raises(InputError, match="reads files and no --root is given"):  # and not: no split in_domain
+        diagnose.open_course("shapes-vit", "winoground")
+
+
 def test_passes_are_those_of_the_images(work):
     course = diagnose.open_course("shapes-vit", "shapes", Sources(split="in_domain", limit=1), (18, 239))
     images = {item.key: item for item in course.items if item.kind == "image"}.values()
