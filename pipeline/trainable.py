@@ -92,7 +92,8 @@ class Towers(nn.Module):
         named = {name for name, module in self.model.named_modules() if type(module) in kinds}
         if not named:
             raise InputError(f"{self.spec.backbone} has no layer for low-rank tuning", "Set head.lora = 0.")
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(named), lora_dropout=0.0, bias="none")
+        scale: Any = alpha  # peft says int, and divides it by the rank
+        config = LoraConfig(r=rank, lora_alpha=scale, target_modules=sorted(named), lora_dropout=0.0, bias="none")
         self._adapted = [LoraModel(self.model, config, "default")]
         self._freeze_below()
 
