@@ -18,8 +18,8 @@ def fit_all(
     from . import console, experiments
 
     table = experiments.read_table(experiments.table_of(data))
-    table = dataclasses.replace(table, backbone=backbone or table.backbone, common=(*table.common, *settings))
-    runs = experiments.planned(table)
+    table = dataclasses.replace(table, backbone=backbone or table.backbone)
+    runs = experiments.planned(table, settings=settings)
     if dry_run:
         if as_json:
             console.print_json([dataclasses.asdict(run) | {"name": run.name} for run in runs])

@@ -1,7 +1,7 @@
 """Every recipe of a table on one data set, with several seeds: what to fit, what is fitted, what it scored.
 
 A table is a TOML file in `assets/tables`, or one of the user's. Its runs are named `RECIPE-sSEED`; one that is complete
-is not fitted again, one that was interrupted goes on.
+is not fitted again, one that was interrupted goes on from its last checkpoint, if it has one (`checkpoint_every`).
 """
 
 from __future__ import annotations
@@ -78,9 +78,12 @@ def _row(table: TableConfig, row: str) -> tuple[str, Any]:
     return (given.get("recipe", row), given.get("settings", [])) if isinstance(given, dict) else (row, given)
 
 
-def planned(table: TableConfig, only: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> list[Planned]:
+def planned(
+    table: TableConfig, only: Sequence[str] = (), share: tuple[int, int] = (0, 1), settings: Sequence[str] = ()
+) -> list[Planned]:
     """The runs of a table, seed by seed, so that an interrupted table holds all recipes; every `share[1]`-th from
-    `share[0]` on. Raises `UnknownName` for a recipe in `only` that the table does not have."""
+    `share[0]` on. `settings` stand above the table's. Raises `UnknownName` for a recipe in `only` that the table does
+    not have."""
     for name in only:
         if name not in table.recipes:
             raise UnknownName.among("recipe of the table", name, table.recipes)
@@ -88,11 +91,11 @@ def planned(table: TableConfig, only: Sequence[str] = (), share: tuple[int, int]
     if not 0 <= first < step:
         raise UsageError(f"share {first}/{step}", "Give K/N with K from 0 to N - 1.")
     runs = [
-        Planned(row, recipe, seed, (*table.common, *settings, f"seed={seed}"))
+        Planned(row, recipe, seed, (*table.common, *own, *settings, f"seed={seed}"))
         for seed in table.seeds
         for row in table.recipes
         if not only or row in only
-        for recipe, settings in [_row(table, row)]
+        for recipe, own in [_row(table, row)]
     ]
     return runs[first::step]
 

@@ -78,7 +78,7 @@ def plan_fit(
     tunes = getattr(registry.load("heads", head), "TOWERS", False)
     with torch.random.fork_rng(devices=[]):
         scorer = build_head(head, options, Dims.of(spec), (lambda: _towers(spec)) if tunes else None)
-    batch, optim = config.data.batch_size, config.optim
+    optim, batch = config.optim, min(config.data.batch_size, rows or config.data.batch_size)
     return FitPlan(
         recipe=recipe,
         run=str(workspace.runs / (name or run_name(recipe, config, spec, data))),
@@ -89,7 +89,7 @@ def plan_fit(
         loss=str(config.loss["name"]),
         parameters=sum(one.numel() for one in scorer.parameters() if one.requires_grad),
         steps=optim.steps,
-        batch_size=batch,
+        batch_size=config.data.batch_size,
         accumulate=optim.accumulate,
         pairs=rows,
         epochs=optim.steps * optim.accumulate * batch / rows if rows else None,

@@ -250,8 +250,9 @@ def _as_backbone(name: str, workspace: Workspace) -> str:
     """The backbone that a name stands for, "" if it is that of a head. A run with towers is its towers."""
     if (workspace.runs / name / "towers").is_dir():
         return f"run:{name}"
-    if (workspace.runs / name).is_dir() or Path(name).exists():
+    if (workspace.runs / name).is_dir():
         return ""
+    # A folder that happens to be called as a backbone is not meant.
     return name if registry.split_argument(name)[0] in registry.names("backbones") else ""
 
 

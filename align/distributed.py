@@ -145,6 +145,15 @@ class Team:
         whole: Tensor = _Gathered.apply(block, len(batch.positives), self.rank, self.world)  # type: ignore[no-untyped-call]
         return whole
 
+    def most(self, count: int) -> int:
+        """The largest `count` of all processes."""
+        if not self.several:
+            return count
+        found = torch.tensor([count])
+        with _others():
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self._words)
+        return int(found)
+
     def columns(self, block: Tensor) -> Tensor:
         """A tensor (C, …) of captions, which every process has whole, with the gradient of its share of them alone: as
         of `gathered`, the gradient of one process is then the sum over all."""

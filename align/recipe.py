@@ -32,7 +32,8 @@ class OptimConfig:
     clip          the largest gradient norm, 0 = unbounded
     accumulate    batches whose gradients are averaged in a step; each batch has its own negatives
     chunk         images scored at a time, 0 = all of a batch: the same gradients from two passes, so that memory
-                  depends on the chunk and not on the batch (see `cached.backward`)
+                  depends on the chunk and not on the batch (see `cached.backward`). Not where a loss looks at
+                  vectors or tokens: those are of the whole batch
     """
 
     steps: int = 2000
@@ -107,6 +108,8 @@ class FitConfig:
             raise UsageError("optim.steps, validation.every and log_every must be at least 1")
         if config.optim.accumulate < 1 or config.optim.chunk < 0 or config.checkpoint_every < 0:
             raise UsageError("optim.accumulate must be at least 1, optim.chunk and checkpoint_every at least 0")
+        if config.compile and getattr(registry.load("heads", config.head["name"]), "TOWERS", False):
+            raise UsageError("towers are not compiled while they are tuned", "Set compile = false.")
         if not 0 <= config.optim.warmup <= 1:
             raise UsageError(f"optim.warmup = {config.optim.warmup} is no share of the steps", "Give 0 to 1.")
         name = config.loss["name"]

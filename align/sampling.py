@@ -163,7 +163,8 @@ class Sampler:
         if self.candidates is None or not self.config.mined.k:
             return none
         found = self.candidates[self.table.images[pair]].astype(np.int64)
-        found = found[found >= 0]
+        # The nearest caption is often the given negative, which would then count twice.
+        found = found[(found >= 0) & ~np.isin(found, self.table.negatives_of(pair))]
         wanted = min(self.config.mined.draw, len(found))
         return rng.choice(found, wanted, replace=False) if wanted else none
 

@@ -84,11 +84,22 @@ class Views:
             raise UsageError("this loss looks at one vector a side", "Fit a head that has them: linear, mlp, meanpool.")
         return unit(self.image), unit(self.text)
 
+    def patchwise(self) -> tuple[Tensor, Tensor]:
+        """patches, patch_mask. Raises `UsageError` if there are none."""
+        if self.patches is None or self.patch_mask is None:
+            raise UsageError(
+                "this loss looks at patches", "Fit a head that shows them: meanpool, or head.local = true."
+            )
+        return full(self.patches), self.patch_mask
+
     def local(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """patches, patch_mask, tokens, token_mask. Raises `UsageError` if there are none."""
         if self.patches is None or self.patch_mask is None or self.tokens is None or self.token_mask is None:
-            raise UsageError("this loss looks at patches and tokens", "Fit a head that shows them: meanpool.")
-        return full(self.patches), self.patch_mask, full(self.tokens), self.token_mask
+            raise UsageError(
+                "this loss looks at patches and tokens",
+                "Fit a head that shows them: meanpool, or towers with head.local = true whose text tower is causal.",
+            )
+        return *self.patchwise(), full(self.tokens), self.token_mask
 
 
 class Scorer(nn.Module):

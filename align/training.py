@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import registry
@@ -97,6 +98,9 @@ class Training(nn.Module):
             value = getattr(views, field.name)
             if value is not None:
                 numbers = value.float() if value.dtype == torch.bool else value
+                if field.name in ("patches", "patch_mask"):  # each process has padded regions to its own longest row
+                    more = team.most(numbers.shape[1]) - numbers.shape[1]
+                    numbers = F.pad(numbers, (0, 0, 0, more) if numbers.ndim == 3 else (0, more))
                 captions = field.name in ("text", "tokens", "token_mask")
                 whole = team.columns(numbers) if captions else team.gathered(numbers, batch)
                 found[field.name] = whole.to(value.dtype)

@@ -118,6 +118,8 @@ def page(table: experiments.TableConfig, workspace: Workspace, limit: int, path:
         if not seeds:
             continue
         found = [json.loads((workspace.runs / run.name / "table.json").read_text()) for run in seeds]
+        if {one["limit"] for one in found} != {limit}:
+            raise SystemExit(f"{row} was judged with another --limit: score it again, or give that one")
         results = [json.loads((workspace.runs / run.name / "result.json").read_text()) for run in seeds]
         towers = tunes_towers(seeds[0].recipe)
         checkpoint = workspace.runs / seeds[0].name / "checkpoints" / "best.safetensors"

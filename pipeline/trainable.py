@@ -44,6 +44,32 @@ class Towers(nn.Module):
         self._adapted: list[Any] = []  # in a list, since a module that is an attribute would be saved as well
         self._freeze_below()
 
+    def train(self, mode: bool = True) -> Towers:
+        """Towers stay as the encoder has them, in evaluation: no dropout, and running statistics are weights that stand
+        still. A pass in training would see other rows, and a second pass of the same step would differ."""
+        return super().train(False)
+
+    def freeze(self, side: str) -> None:
+        """Train no parameter that the features of the "image" or of the "text" side reach."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        with torch.enable_grad():
+            pooled = self._probe()[side == "text"]
+            reached = torch.autograd.grad(pooled.sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, reached, strict=True):
+            parameter.requires_grad_(gradient is None)
+
+    def check_local(self) -> None:
+        """Raise `InputError` for towers that cannot pool one of their states alone: maps, averages without the CLS."""
+        height, width = self.spec.image_shape
+        try:
+            with torch.no_grad():
+                states, _ = self.image_features(torch.zeros(1, height, width, device=self.encoder.device))
+                found = bool(self.image_tokens(states[:, -1:]).isfinite().all())
+        except RuntimeError:
+            found = False
+        if not found:
+            raise InputError(f"{self.spec.backbone} pools no patch alone", "Set head.local = false.")
+
     def image_features(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures (I, H, 3·W) with values of 0 to 255, or states (I, P, D) → states (I, P, D), pooled (I, E)."""
         tower = self.encoder.images
@@ -70,12 +96,17 @@ class Towers(nn.Module):
         return padded, real, pooled
 
     def image_tokens(self, states: Tensor) -> Tensor:
-        """Each state through the tower's own pooling alone: (I, P, D) → (I, P, E). Of attention pooling that is its
-        value, output and MLP, as C2LIP maps patches (arXiv 2603.25722); of CLIP's it is the projection."""
-        return self._pooled_images(states.reshape(-1, 1, states.shape[2])).view(*states.shape[:2], -1)
+        """Each patch's state through the tower's own pooling alone: (I, P, D) → (I, P', E) without prefix tokens. Of
+        attention pooling that is its value, output and MLP, as C2LIP maps patches (arXiv 2603.25722); of CLIP's it is
+        the projection."""
+        patches = states[:, self.encoder.images.prefix :] if states.shape[1] > 1 else states
+        return self._pooled_images(patches.reshape(-1, 1, states.shape[2])).view(*patches.shape[:2], -1)
 
-    def text_tokens(self, states: Tensor) -> Tensor:
-        """(C, L, D) → (C, L, E), as `image_tokens`."""
+    def text_tokens(self, states: Tensor) -> Tensor | None:
+        """(C, L, D) → (C, L, E), as `image_tokens`; None where the tower attends to padding, as SigLIP's does: its
+        store keeps the padding too, and does not say which tokens are words."""
+        if self.encoder.texts.attends:
+            return None
         rows = states.reshape(-1, 1, states.shape[2]).float()
         with self._precise():
             return self.encoder.texts.pool(list(rows), [0] * len(rows)).view(*states.shape[:2], -1)
@@ -122,16 +153,21 @@ class Towers(nn.Module):
     def _precise(self) -> Any:
         return torch.autocast(self.encoder.device.type, enabled=False)
 
-    def _freeze_below(self) -> None:
-        """Of what is to be trained, leave what a pass from the cut to the pooled embeddings reaches, whatever the
-        family calls it."""
+    def _probe(self) -> tuple[Tensor, Tensor]:
+        """Pooled embeddings of a blank picture and of two words."""
         height, width = self.spec.image_shape
         device = self.encoder.device
         words = torch.zeros(1, 2, self.spec.text_dim, device=device)
+        _, image = self.image_features(torch.zeros(1, height, width, device=device))
+        _, _, text = self.text_features(words, torch.ones(1, 2, dtype=torch.bool, device=device))
+        return image, text
+
+    def _freeze_below(self) -> None:
+        """Of what is to be trained, leave what a pass from the cut to the pooled embeddings reaches, whatever the
+        family calls it."""
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with torch.enable_grad():
-            _, image = self.image_features(torch.zeros(1, height, width, device=device))
-            _, _, text = self.text_features(words, torch.ones(1, 2, dtype=torch.bool, device=device))
+            image, text = self._probe()
             reached = torch.autograd.grad(image.sum() + text.sum(), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, reached, strict=True):
             parameter.requires_grad_(gradient is not None)

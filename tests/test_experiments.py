@@ -87,6 +87,13 @@ def test_a_broken_table_is_refused(tmp_path, broken, error, said):
         experiments.read_table(path)
 
 
+def test_settings_stand_above_the_rows_own(table):
+    from compal.align.recipe import load_recipe
+
+    runs = experiments.planned(experiments.read_table(table), settings=["optim.steps=9"])
+    assert {load_recipe(run.recipe, run.settings).optim.steps for run in runs} == {9}
+
+
 def test_a_share_that_is_none_is_refused(table):
     with pytest.raises(UsageError, match="share 2/2"):
         experiments.planned(experiments.read_table(table), share=(2, 2))
@@ -110,7 +117,7 @@ def test_a_plan_says_what_is_missing(workspace, tmp_path):
     there = json.loads(CliRunner().invoke(app, [*asked, "--work", str(workspace.path), "--json"]).stdout)
     assert there["lacks"] == []
     assert there["pairs"] == 24  # twelve swap groups
-    assert there["epochs"] == pytest.approx(there["steps"] * there["batch_size"] / 24)
+    assert there["epochs"] == pytest.approx(there["steps"])  # a batch holds all 24 pairs
     assert there["parameters"] == 64 * 64
     empty = CliRunner().invoke(app, [*asked, "--work", str(tmp_path / "empty")])
     assert empty.exit_code == 0

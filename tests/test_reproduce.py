@@ -1,4 +1,4 @@
-"""The set-ups of docs/reproduce.md plan: recipe, settings and features fit together, at random weights and without data."""
+"""The set-ups of docs/reproduce.md plan: recipe, settings and features fit together, without weights or data."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ def test_the_parameters_are_those_of_the_page(tmp_path):
 
 
 def test_a_wrong_setting_is_found_by_planning(tmp_path):
-    with pytest.raises(InputError, match="Did you mean 'optim.chunk'"):
+    with pytest.raises(InputError, match=r"Did you mean 'optim\.chunk'"):
         plan_fit("finetune", "shapes-vit", "shapes", ["optim.chunks=4"], workspace=Workspace(tmp_path))

@@ -26,7 +26,9 @@ class Tuned(Protocol):
     def image_features(self, rows: Tensor, /) -> tuple[Tensor, Tensor]: ...
     def text_features(self, rows: Tensor, mask: Tensor, /) -> tuple[Tensor, Tensor, Tensor]: ...
     def image_tokens(self, states: Tensor, /) -> Tensor: ...
-    def text_tokens(self, states: Tensor, /) -> Tensor: ...
+    def text_tokens(self, states: Tensor, /) -> Tensor | None: ...
+    def check_local(self) -> None: ...
+    def freeze(self, side: str, /) -> None: ...
     def adapt(self, rank: int, alpha: float, /) -> None: ...
     def weights(self) -> dict[str, Tensor]: ...
 
@@ -34,7 +36,8 @@ class Tuned(Protocol):
 @dataclass(frozen=True)
 class Config:
     """train  "both" towers, or one of them: the text tower alone is tuned by CLIC (arXiv 2505.24424)
-    local  objectives are shown patches and tokens in the space of the pooled embeddings, which costs a pooling each
+    local  objectives are shown patches (CLS and registers left out) and tokens in the space of the pooled embeddings,
+           which costs a pooling each
     lora   rank of additions that are trained in place of the weights, 0 = the weights themselves; needs peft
     lora_alpha  of their scale, lora_alpha / lora
     """
@@ -55,7 +58,9 @@ class TunedTowers(Scorer):
         if config.lora:
             towers.adapt(config.lora, config.lora_alpha)
         if config.train != "both":
-            self._freeze("image" if config.train == "text" else "text")
+            towers.freeze("image" if config.train == "text" else "text")
+        if config.local:
+            towers.check_local()
 
     def score(self, batch: Batch) -> Tensor:
         image, text = self.embed(batch)
@@ -82,15 +87,9 @@ class TunedTowers(Scorer):
             scores = image @ text.T
         if not self.settings.local:
             return Views(scores, image, text)
-        every = image_mask.new_ones(states.shape[:2])
         patches, tokens = self.towers.image_tokens(states), self.towers.text_tokens(words)
-        return Views(scores, image, text, patches, every, tokens, word_mask)
-
-    def _freeze(self, side: Literal["image", "text"]) -> None:
-        visual = {id(parameter) for parameter in self.towers.model.visual.parameters()}
-        for parameter in self.towers.model.parameters():
-            if (id(parameter) in visual) == (side == "image"):
-                parameter.requires_grad_(False)
+        every = image_mask.new_ones(patches.shape[:2])
+        return Views(scores, image, text, patches, every, tokens, None if tokens is None else word_mask)
 
 
 def build(config: Config, dims: Dims, towers: Tuned | None = None) -> TunedTowers:
@@ -102,5 +101,4 @@ def build(config: Config, dims: Dims, towers: Tuned | None = None) -> TunedTower
             "Fit it with --level pixels; evaluate the run as a backbone: --backbone run:ID --head cosine.",
         )
     require(config.lora >= 0, f"head.lora = {config.lora} is no rank", "Set it to 1 or more, or 0 for none.")
-    require(hasattr(towers.model, "visual") or config.train == "both", f"head.train = '{config.train}'", "Use both.")
     return TunedTowers(config, towers)

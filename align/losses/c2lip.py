@@ -41,7 +41,7 @@ class Config(siglip.Config):
     negatives    captions given as negatives are columns of L_siglip too
     """
 
-    temperature: float = 0.0101  # just inside the bound of the scale: beyond it there is no gradient
+    temperature: float = 0.01
     npc_weight: float = 1.0
     xac_weight: float = 0.01
     kappa: float = 1.0
@@ -106,7 +106,7 @@ def _phrases(batch: Batch, phrases: Tensor, pairs: Tensor, config: Config) -> tu
 
 def _attended(views: Views, columns: Tensor, kappa: float) -> Tensor:
     """(I, K) of w_ij·c_j; equal phrases are computed once."""
-    patches, real, _, _ = views.local()
+    patches, real = views.patchwise()
     distinct, places = _distinct(columns)
     text = views.vectors()[1][distinct]
     return attend(unit(patches), text[:, None], image_mask=real, kappa=kappa)[:, places]

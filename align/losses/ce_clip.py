@@ -68,7 +68,7 @@ def loss(
     total = infonce.loss(scores, batch, config, fitted)
     own, others = (part * scale for part in choices.scores(scores))
     if config.imc:
-        total = total + config.imc * _in_text_space(text, own, choices, scale, config)
+        total = total + config.imc * _in_text_space(text, own, choices, scale, config, batch.positives)
     if config.cmr and choices.real.any():
         slot = torch.arange(others.shape[1], device=scores.device).clamp(max=config.slots - 1)
         hinge = F.relu(thresholds[slot] + others - own[:, None])
@@ -77,14 +77,18 @@ def loss(
     return total
 
 
-def _in_text_space(text: Tensor, own: Tensor, choices: Choices, scale: Tensor | float, config: Config) -> Tensor:
-    """L_imc, in the mean over the pairs that are scored."""
+def _in_text_space(
+    text: Tensor, own: Tensor, choices: Choices, scale: Tensor | float, config: Config, positives: Tensor
+) -> Tensor:
+    """L_imc, in the mean over the pairs that are scored. A negative of another pair that describes a pair's image, as a
+    twin's negative does, is none of that pair's."""
     negatives = choices.negatives[choices.real]
     if not len(negatives):
         return (own * 0).sum()
     others = text[choices.columns] @ text[negatives].T * scale
     if config.imc_form == "as_released":
         return mean((others.logsumexp(1) - others[:, 0])[choices.pairs], own)
+    others = others.masked_fill(positives[choices.rows][:, negatives], -torch.inf)
     return mean((torch.cat([own[:, None], others], 1).logsumexp(1) - own)[choices.pairs], own)
 
 

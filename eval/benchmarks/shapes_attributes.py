@@ -17,7 +17,7 @@ from ...world.items import caption, picture
 from ...world.scenes import Scene
 from ...world.splits import plain, seeded
 from ...world.vocabulary import COLOURS, TEXTURES
-from ..sources import Group, Sources
+from ..sources import Group, Sources, limited
 
 SCENES = 250
 WRONG = 3
@@ -60,6 +60,15 @@ def items(sources: Sources) -> Iterator[Item]:
 def groups(sources: Sources) -> Iterator[Group]:
     """A picture, its caption and three others; category colour or texture."""
     truth = ((True,) + (False,) * WRONG,)
-    for number, (scene, kind, captions) in enumerate(_asked()):
-        keys = tuple(caption_key(told.text) for told in captions)
-        yield Group(f"{kind}/{number}", (picture(scene, "").key,), keys, truth, kind, "shapes/attributes")
+    found = (
+        Group(
+            f"{kind}/{number}",
+            (picture(scene, "").key,),
+            tuple(caption_key(told.text) for told in captions),
+            truth,
+            kind,
+            "shapes/attributes",
+        )
+        for number, (scene, kind, captions) in enumerate(_asked())
+    )
+    yield from limited(found, sources.limit)

@@ -138,7 +138,7 @@ def test_a_batch_without_phrases_is_refused_and_pairs_may_have_none():
 
 def slow_siglip(batch, seen):
     own = sorted(set(batch.pairs[:, 1].tolist()))
-    logits = seen.scores[:, own] / 0.0101 - 10
+    logits = seen.scores[:, own] / 0.01 - 10
     return -F.logsigmoid(torch.where(batch.positives[:, own], logits, -logits)).sum() / len(own)
 
 

@@ -168,6 +168,8 @@ def slow_ce_clip(batch, seen, config, thresholds):
         right = scale * seen.scores[row, column]
         against = [scale * texts[column] @ texts[n] for n in hard]
         if config.imc_form == "published":
+            against = [one for one, n in zip(against, hard, strict=True) if not batch.positives[row, n]]
+        if config.imc_form == "published":
             inside.append(log_sum([right, *against]) - right)
         else:
             inside.append(log_sum(against) - against[0])
@@ -188,6 +190,16 @@ def test_ce_clip_is_its_formula(seed, form):
     expected = slow_ce_clip(batch, seen, config, thresholds)
     found = ce_clip.loss(seen.scores, batch, config, {"thresholds": thresholds.clone()}, views=seen)
     agree(found, expected, seen)
+
+
+def test_a_twins_negative_is_not_held_against_a_caption():
+    """Two pairs, each the other's negative: a perfect encoder pays nothing."""
+    batch, _ = make(0)
+    batch.positives = torch.eye(2, dtype=torch.bool)
+    batch.pairs, batch.negatives = torch.tensor([[0, 0], [1, 1]]), torch.tensor([[1], [0]])
+    apart = torch.eye(2, dtype=torch.float64)
+    config = ce_clip.Config(block_weight=0, cmr=0, imc=1.0, learn_temperature=False)
+    assert ce_clip.loss(apart, batch, config, views=Views(apart, apart, apart)) < 1e-12
 
 
 def test_the_thresholds_of_ce_clip_are_the_last_steps_margins():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from compal.align.mining import MinedConfig
 from compal.align.pairs import PairTable
 from compal.align.sampling import DataConfig, Sampler, Stage
 from compal.errors import InputError, MissingFeatures, UnknownName, UsageError
@@ -181,3 +182,15 @@ def test_pairs_alone_are_all_drawn_once_an_epoch(store, quad_table):
         return sum(np.isin(table.quads, source.pairs(step)).all(axis=1).sum() for step in steps)
 
     assert twins(alone) < twins(together) / 2
+
+
+def test_a_mined_negative_is_not_the_given_one_again(store, quad_table):
+    table = PairTable.read(quad_table, store)
+    source = sampler(table, batch_size=8, negatives=-1, mined=MinedConfig(k=4, draw=4))
+    given = {int(image): table.negatives_of(pair) for pair, image in enumerate(table.images)}
+    assert all(len(negatives) for negatives in given.values())
+    source.candidates = np.stack([np.resize(given[image], 4) for image in range(len(table.image_keys))])
+    for step in range(3):
+        for row in source.draw(step).negatives:
+            kept = row[row >= 0].tolist()
+            assert len(set(kept)) == len(kept)

@@ -79,7 +79,7 @@ def test_a_token_is_pooled_as_if_it_were_alone(small, backbone, level):
         words, _, _ = towers.text_features(texts, mask)
         patches, tokens = towers.image_tokens(states), towers.text_tokens(words)
         visual, model = towers.model.visual, towers.model
-        torch.testing.assert_close(patches, states @ visual.proj, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(patches, states[:, 1:] @ visual.proj, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(tokens, words @ model.text_projection, rtol=1e-5, atol=1e-5)
 
 
@@ -123,3 +123,29 @@ def test_other_levels_have_no_towers_above_them(level):
 def test_a_backbone_without_towers_is_refused():
     with pytest.raises(InputError, match=r"has no towers to tune|no level"):
         trainable.open_towers(resolve("random", "pixels"))
+
+
+def test_they_stay_in_evaluation():
+    """Dropout and running statistics are the encoder's business, also after a validation."""
+    towers = trainable.open_towers(resolve("shapes-vit", "pixels"))
+    towers.train()
+    assert not any(module.training for module in towers.modules())
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_a_side_is_frozen_by_what_reaches_it(side):
+    towers = trainable.open_towers(resolve("shapes-vit", "pixels"))
+    towers.freeze(side)
+    trained = {name.startswith("visual.") for name, one in towers.model.named_parameters() if one.requires_grad}
+    assert trained == {side == "text"}
+
+
+def test_towers_that_cannot_show_tokens_say_so(small, monkeypatch):
+    """Those that attend to padding keep it in their stores; those that average without a CLS pool no patch alone."""
+    towers = trainable.open_towers(resolve("shapes-vit", "pixels"))
+    monkeypatch.setattr(towers.encoder.texts, "attends", True)
+    assert towers.text_tokens(torch.zeros(1, 3, 96)) is None
+    towers.check_local()
+    monkeypatch.setattr(towers.encoder.images, "pool", lambda states: states[:, 1:].mean(1))
+    with pytest.raises(InputError, match=r"pools no patch alone.*head\.local = false"):
+        towers.check_local()
