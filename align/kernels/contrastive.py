@@ -270,5 +270,12 @@ def gather(tensor: Tensor, group: Any = None) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return tensor
+    return _gathered(tensor, group)
+
+
+# Left out of torch.compile, without loading the compiler, as torch.utils.checkpoint is: traced, its wait for the other
+# ranks was at times carried out on a tensor that nobody sends, and never ended.
+@torch._disable_dynamo  # type: ignore[attr-defined]
+def _gathered(tensor: Tensor, group: Any) -> Tensor:
     result: Tensor = _Gather.apply(tensor, group)  # type: ignore[no-untyped-call]
     return result
