@@ -94,8 +94,9 @@ def milliseconds_a_pair(checkpoint: Path, workspace: Workspace) -> float:
     return sorted(taken)[2] * 1e3 / SIDE**2
 
 
-def page(table: experiments.TableConfig, workspace: Workspace, limit: int, path: Path) -> None:
+def page(table: experiments.TableConfig, workspace: Workspace, args: argparse.Namespace) -> None:
     """Write the table as Markdown from what is there."""
+    limit, path = args.limit, args.out
     lines = []
     references = {
         name: scores({"heads": [name], "backbone": table.backbone}, name, workspace, limit) for name in ("cosine",)
@@ -137,10 +138,10 @@ def page(table: experiments.TableConfig, workspace: Workspace, limit: int, path:
     text += ["| " + " | ".join(line) + " |" for line in lines]
     machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads a run"
     intro = (
-        f"# Every recipe on the embedded world\n\n{time.strftime('%Y-%m-%d')}, commit {commit() or 'unknown'}, "
+        f"# The table `{args.data}`\n\n{time.strftime('%Y-%m-%d')}, commit {commit() or 'unknown'}, "
         f"{machine}, torch {torch.__version__}. Backbone {table.backbone}, "
         f"seeds {', '.join(map(str, table.seeds))}; {limit} quadruplets a category and split.\n\n"
-        "```\npython examples/experiment_table.py --out docs/records/shapes_table.md\n```\n\n"
+        f"```\npython examples/experiment_table.py --data {args.data} --limit {limit} --out {path}\n```\n\n"
     )
     path.write_text(intro + "\n".join(text) + "\n", encoding="utf-8")
     print(path)
@@ -167,7 +168,7 @@ def main() -> None:
                 flush=True,
             )
     if not args.no_page:
-        page(table, workspace, args.limit, args.out)
+        page(table, workspace, args)
 
 
 if __name__ == "__main__":
