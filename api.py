@@ -256,6 +256,7 @@ def fit(
     from .align.fit import fit as fit_run
     from .align.recipe import load_recipe
     from .align.runs import run_name
+    from .align.scorer import tunes_towers
     from .pipeline.stored import spec_named
 
     workspace = workspace or Workspace.find()
@@ -273,7 +274,7 @@ def fit(
         return open_towers(store.spec, device)
 
     result = fit_run(config, store, train, validation, run, device, progress, resume, devices, nodes, towers)
-    if getattr(registry.load("heads", config.head["name"]), "TOWERS", False):
+    if tunes_towers(config.head["name"]):
         _keep_towers(result, store.spec)
     return result
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
 
-from . import registry
 from .errors import InputError
 from .workspace import Workspace
-
-if TYPE_CHECKING:
-    from .stores.spec import FeatureSpec
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,7 @@ def plan_fit(
     from .api import dataset_name, store_of
     from .pipeline.naming import pairs_of
     from .pipeline.stored import spec_named
+    from .pipeline.trainable import open_towers
     from .stores.pairs import read_pairs
 
     workspace = workspace or Workspace.find()
@@ -75,9 +72,8 @@ def plan_fit(
         lacks.append(str(error))
     options = dict(config.head)
     head = options.pop("name")
-    tunes = getattr(registry.load("heads", head), "TOWERS", False)
     with torch.random.fork_rng(devices=[]):
-        scorer = build_head(head, options, Dims.of(spec), (lambda: _towers(spec)) if tunes else None)
+        scorer = build_head(head, options, Dims.of(spec), partial(open_towers, spec))
     optim, batch = config.optim, min(config.data.batch_size, rows or config.data.batch_size)
     return FitPlan(
         recipe=recipe,
@@ -95,9 +91,3 @@ def plan_fit(
         epochs=optim.steps * optim.accumulate * batch / rows if rows else None,
         lacks=tuple(lacks),
     )
-
-
-def _towers(spec: FeatureSpec) -> Any:
-    from .pipeline.trainable import open_towers
-
-    return open_towers(spec)

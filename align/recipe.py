@@ -14,6 +14,7 @@ from ..config import apply_settings, from_dict, read_toml
 from ..errors import UsageError
 from .ema import EmaConfig
 from .sampling import DataConfig
+from .scorer import tunes_towers
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -108,7 +109,7 @@ class FitConfig:
             raise UsageError("optim.steps, validation.every and log_every must be at least 1")
         if config.optim.accumulate < 1 or config.optim.chunk < 0 or config.checkpoint_every < 0:
             raise UsageError("optim.accumulate must be at least 1, optim.chunk and checkpoint_every at least 0")
-        if config.compile and getattr(registry.load("heads", config.head["name"]), "TOWERS", False):
+        if config.compile and tunes_towers(config.head["name"]):
             raise UsageError("towers are not compiled while they are tuned", "Set compile = false.")
         if not 0 <= config.optim.warmup <= 1:
             raise UsageError(f"optim.warmup = {config.optim.warmup} is no share of the steps", "Give 0 to 1.")

@@ -117,19 +117,19 @@ class Scorer(nn.Module):
 
     def score(self, batch: Batch) -> Tensor:
         """(I, C) float32."""
-        raise NotImplementedError
+        return self.scores_of(batch, None)
 
     def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
         """(N,) float32 for `pairs` (N, 2) long: image row, caption column. Equals `score` at those places."""
+        return self.scores_of(batch, pairs)
+
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
+        """What `score` gives, or `score_pairs`: a head defines this, or those two."""
         raise NotImplementedError
 
     def views(self, batch: Batch) -> Views:
-        """The scores, with what else the head can show; see `Views`. A head with an `embed` shows its vectors."""
-        embed = getattr(self, "embed", None)
-        if embed is None:
-            return Views(self(batch))
-        image, text = embed(batch)
-        return Views(image @ text.T, image, text)
+        """The scores, with what else the head can show; see `Views`."""
+        return Views(self(batch))
 
     def forward(self, batch: Batch) -> Tensor:
         """`score`; if `batch.scored` names entries, only those are computed and the others are -inf."""
@@ -138,6 +138,30 @@ class Scorer(nn.Module):
         block = torch.full(batch.shape, -torch.inf, device=batch.device)
         pairs = batch.scored.nonzero()
         return block.index_put((pairs[:, 0], pairs[:, 1]), self.score_pairs(batch, pairs))
+
+
+class VectorScorer(Scorer):
+    """A head with one vector a side, whose products the scores are: negatives are mined with them, retrieval is an
+    index."""
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """image (I, E) and text (C, E) float32: their inner products are the scores."""
+        raise NotImplementedError
+
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
+        image, text = self.embed(batch)
+        with full_precision(batch):
+            return image @ text.T if pairs is None else (image[pairs[:, 0]] * text[pairs[:, 1]]).sum(-1)
+
+    def views(self, batch: Batch) -> Views:
+        image, text = self.embed(batch)
+        with full_precision(batch):
+            return Views(image @ text.T, image, text)
+
+
+def tunes_towers(head: str) -> bool:
+    """Whether a head, by name, tunes the towers above its store's cut (`TOWERS`)."""
+    return bool(getattr(registry.load("heads", head), "TOWERS", False))
 
 
 def build_head(name: str, options: dict[str, Any], dims: Dims, towers: Callable[[], Any] | None = None) -> Scorer:
@@ -149,7 +173,7 @@ def build_head(name: str, options: dict[str, Any], dims: Dims, towers: Callable[
     """
     module = registry.load("heads", name)
     config = from_dict(module.Config, options, "head")
-    more = {"towers": towers()} if towers is not None and getattr(module, "TOWERS", False) else {}
+    more = {"towers": towers()} if towers is not None and tunes_towers(name) else {}
     scorer = cast(Scorer, module.build(config, dims, **more))
     scorer.head, scorer.config, scorer.dims = name, config, dims
     return scorer

@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 
-from compal import api, experiments, registry
+from compal import api, experiments
 from compal.align.batches import join
 from compal.align.checkpoint import fitted_spec, load_scorer
+from compal.align.recipe import load_recipe
+from compal.align.scorer import tunes_towers
 from compal.eval.results import ResultRow
 from compal.eval.score import commit
 from compal.eval.sources import Sources
@@ -30,14 +32,12 @@ from compal.stores.store import Store
 from compal.workspace import Workspace
 
 SPLITS = ("in_domain", "unseen_combinations", "unseen_counts", "unseen_templates")
-RETAINED = ("shapes-retrieval", "shapes-attributes")
+COLUMNS = (*SPLITS, "retrieval", "attributes")
 SIDE = 64
 
 
-def tunes_towers(recipe: str) -> bool:
-    from compal.align.recipe import load_recipe
-
-    return bool(getattr(registry.load("heads", load_recipe(recipe).head["name"]), "TOWERS", False))
+def tuned(run: experiments.Planned) -> bool:
+    return tunes_towers(load_recipe(run.recipe).head["name"])
 
 
 def judged(
@@ -47,7 +47,7 @@ def judged(
     kept = workspace.runs / run.name / "table.json"
     if kept.is_file() and (found := json.loads(kept.read_text()))["limit"] == limit:
         return found
-    if tunes_towers(run.recipe):
+    if tuned(run):
         how = {"heads": ["cosine"], "backbone": f"run:{run.name}", "level": "pooled", "labels": {"cosine": run.name}}
     else:
         how = {"runs": [run.name], "backbone": table.backbone}
@@ -98,20 +98,8 @@ def page(table: experiments.TableConfig, workspace: Workspace, args: argparse.Na
     """Write the table as Markdown from what is there."""
     limit, path = args.limit, args.out
     lines = []
-    references = {
-        name: scores({"heads": [name], "backbone": table.backbone}, name, workspace, limit) for name in ("cosine",)
-    }
-    for name, found in references.items():
-        lines.append(
-            [
-                name,
-                "pooled",
-                "0",
-                "0",
-                "–",
-                *(f"{found[column]:.1f}" for column in (*SPLITS, "retrieval", "attributes")),
-            ]
-        )
+    found = scores({"heads": ["cosine"], "backbone": table.backbone}, "cosine", workspace, limit)
+    lines.append(["cosine", "pooled", "0", "0", "–", *(f"{found[column]:.1f}" for column in COLUMNS)])
     for row in table.recipes:
         seeds = [
             run for run in experiments.planned(table, [row]) if (workspace.runs / run.name / "table.json").is_file()
@@ -122,11 +110,11 @@ def page(table: experiments.TableConfig, workspace: Workspace, args: argparse.Na
         if {one["limit"] for one in found} != {limit}:
             raise SystemExit(f"{row} was judged with another --limit: score it again, or give that one")
         results = [json.loads((workspace.runs / run.name / "result.json").read_text()) for run in seeds]
-        towers = tunes_towers(seeds[0].recipe)
+        towers = tuned(seeds[0])
         checkpoint = workspace.runs / seeds[0].name / "checkpoints" / "best.safetensors"
         cost = "as cosine" if towers else f"{milliseconds_a_pair(checkpoint, workspace):.4f}"
         cells = []
-        for column in (*SPLITS, "retrieval", "attributes"):
+        for column in COLUMNS:
             mean, deviation = experiments.spread([one[column] for one in found])
             cells.append(f"{mean:.1f} ± {deviation:.1f}")
         seconds, _ = experiments.spread([one["seconds"] for one in results])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..batches import Batch
-from ..scorer import Dims, Scorer, full_precision, unit
+from ..scorer import Dims, VectorScorer, unit
 
 
 @dataclass(frozen=True)
@@ -15,19 +15,14 @@ class Config:
     """Nothing to set."""
 
 
-class Cosine(Scorer):
+class Cosine(VectorScorer):
     """s(i, c) = <f_I / |f_I|, f_T / |f_T|>."""
 
     needs = "pooled"
     trainable = False
 
-    def score(self, batch: Batch) -> Tensor:
-        with full_precision(batch):
-            return unit(batch.image_pooled) @ unit(batch.text_pooled).T
-
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        images, texts = unit(batch.image_pooled), unit(batch.text_pooled)
-        return (images[pairs[:, 0]] * texts[pairs[:, 1]]).sum(-1)
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return unit(batch.image_pooled), unit(batch.text_pooled)
 
 
 def build(config: Config, dims: Dims) -> Cosine:

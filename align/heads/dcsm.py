@@ -82,13 +82,7 @@ class DCSM(Scorer):
         scores: Tensor = self.output(self.dropout(F.relu(read)))[:, 0]
         return scores
 
-    def score(self, batch: Batch) -> Tensor:
-        return self._score(batch, None)
-
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        return self._score(batch, pairs)
-
-    def _score(self, batch: Batch, pairs: Tensor | None) -> Tensor:
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
         images, image_mask, texts, text_mask = tokens_of(batch)
         words = self.settings.text_tokens
         texts, text_mask = texts[:, :words], text_mask[:, :words]

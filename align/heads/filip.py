@@ -41,13 +41,7 @@ class FILIP(Scorer):
         self.settings = config
         self.image, self.text = Projection(dims.image_dim, config.width), Projection(dims.text_dim, config.width)
 
-    def score(self, batch: Batch) -> Tensor:
-        return self._score(batch, None)
-
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        return self._score(batch, pairs)
-
-    def _score(self, batch: Batch, pairs: Tensor | None) -> Tensor:
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
         images, image_mask, texts, text_mask = tokens_of(batch)
         return maxsim(
             unit(self.image(images)),

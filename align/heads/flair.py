@@ -78,13 +78,7 @@ class FLAIR(Scorer):
         cosines = (found * unit(flat)).sum(-1).view(len(image_mask), *x.shape[1:3])
         return cosines.masked_fill(~mask, 0).sum(-1) / mask.sum(-1).clamp(min=1)
 
-    def score(self, batch: Batch) -> Tensor:
-        return self._score(batch, None)
-
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        return self._score(batch, pairs)
-
-    def _score(self, batch: Batch, pairs: Tensor | None) -> Tensor:
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
         images, image_mask, texts, text_mask = tokens_of(batch)
         if self.settings.queries == "caption":
             texts = batch.text_pooled[:, None]

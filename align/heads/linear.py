@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..batches import Batch
-from ..scorer import Dims, Scorer, full_precision, unit
+from ..scorer import Dims, VectorScorer, full_precision, unit
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Config:
     bias: bool = False
 
 
-class Linear(Scorer):
+class Linear(VectorScorer):
     """s(i, c) = <f_I / |f_I|, A f_T / |f_T|>, A identity-initialised: before fitting it is the cosine."""
 
     needs = "pooled"
@@ -34,23 +34,10 @@ class Linear(Scorer):
         if self.map.bias is not None:
             nn.init.zeros_(self.map.bias)
 
-    def score(self, batch: Batch) -> Tensor:
-        with full_precision(batch):
-            return unit(batch.image_pooled) @ self._mapped(batch).T
-
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        with full_precision(batch):
-            images, texts = unit(batch.image_pooled), self._mapped(batch)
-            return (images[pairs[:, 0]] * texts[pairs[:, 1]]).sum(-1)
-
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """image (I, E) and text (C, E) float32: their inner products are the scores. What negatives are mined with."""
         with full_precision(batch):
-            return unit(batch.image_pooled), self._mapped(batch)
-
-    def _mapped(self, batch: Batch) -> Tensor:
-        mapped: Tensor = self.map(unit(batch.text_pooled))
-        return mapped
+            return unit(batch.image_pooled), self.map(unit(batch.text_pooled))
 
 
 def build(config: Config, dims: Dims) -> Linear:

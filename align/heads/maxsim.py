@@ -12,10 +12,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from ...errors import InputError
 from ..batches import Batch
 from ..kernels.maxsim import maxsim
 from ..scorer import Dims, Scorer, tokens_of, unit
+from ._projection import require_one_space
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,7 @@ class MaxSim(Scorer):
         super().__init__()
         self.direction = config.direction
 
-    def score(self, batch: Batch) -> Tensor:
-        return self._score(batch, None)
-
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        return self._score(batch, pairs)
-
-    def _score(self, batch: Batch, pairs: Tensor | None) -> Tensor:
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
         images, image_mask, texts, text_mask = tokens_of(batch)
         return maxsim(
             unit(images),
@@ -57,10 +51,9 @@ class MaxSim(Scorer):
 def build(config: Config, dims: Dims) -> MaxSim:
     """Raises `InputError` if image and text tokens have different widths, so that no product is defined."""
     dims.require_tokens("maxsim")
-    if dims.image_dim != dims.text_dim:
-        raise InputError(
-            f"maxsim compares image tokens with text tokens: {dims.image_dim} and {dims.text_dim} wide here",
-            "Extract with --level regions, where both are pooled embeddings, or fit a head that projects"
-            " them: tflocal.",
-        )
+    require_one_space(
+        dims,
+        "maxsim",
+        "Extract with --level regions, where both are pooled embeddings, or fit a head that projects them: tflocal.",
+    )
     return MaxSim(config)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..batches import Batch
-from ..scorer import Dims, Scorer, Views, full_precision, require, tokens_of, unit
+from ..scorer import Dims, VectorScorer, Views, full_precision, require, tokens_of, unit
 from ._projection import Projection
 
 
@@ -23,22 +23,12 @@ class Config:
     width: int = 256
 
 
-class MeanPool(Scorer):
+class MeanPool(VectorScorer):
     """s(i, c) = cos(mean_p v_ip, mean_l t_cl) of the real tokens."""
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__()
         self.image, self.text = Projection(dims.image_dim, config.width), Projection(dims.text_dim, config.width)
-
-    def score(self, batch: Batch) -> Tensor:
-        image, text = self.embed(batch)
-        with full_precision(batch):
-            return image @ text.T
-
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        image, text = self.embed(batch)
-        with full_precision(batch):
-            return (image[pairs[:, 0]] * text[pairs[:, 1]]).sum(-1)
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """image (I, E) and text (C, E) unit vectors, whose products are the scores. What negatives are mined with."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batches import Batch
-from ..scorer import Dims, Scorer, full_precision, require, unit
+from ..scorer import Dims, VectorScorer, full_precision, require, unit
 from ._projection import require_pooled
 
 
@@ -48,7 +48,7 @@ class ResidualMLP(nn.Module):
         return unit(x + self.output(self.dropout(F.gelu(self.hidden(self.scale * x)))))
 
 
-class MLP(Scorer):
+class MLP(VectorScorer):
     """The cosine of what two MLPs make of the pooled vectors; before fitting it is the backbone's."""
 
     needs = "pooled"
@@ -65,15 +65,6 @@ class MLP(Scorer):
         with full_precision(batch):
             images, texts = unit(batch.image_pooled), unit(batch.text_pooled)
             return images if self.image is None else self.image(images), self.text(texts)
-
-    def score(self, batch: Batch) -> Tensor:
-        images, texts = self.embed(batch)
-        with full_precision(batch):
-            return images @ texts.T
-
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        images, texts = self.embed(batch)
-        return (images[pairs[:, 0]] * texts[pairs[:, 1]]).sum(-1)
 
 
 def build(config: Config, dims: Dims) -> MLP:

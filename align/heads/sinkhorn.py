@@ -38,13 +38,7 @@ class Sinkhorn(Scorer):
         super().__init__()
         self.settings = config
 
-    def score(self, batch: Batch) -> Tensor:
-        return self._score(batch, None)
-
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        return self._score(batch, pairs)
-
-    def _score(self, batch: Batch, pairs: Tensor | None) -> Tensor:
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
         images, image_mask, texts, text_mask = tokens_of(batch)
         return transport(
             unit(images),

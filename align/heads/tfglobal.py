@@ -53,11 +53,7 @@ class TFGlobal(Scorer):
         scores: Tensor = self.output(x.mean(1))[:, 0]
         return scores
 
-    def score(self, batch: Batch) -> Tensor:
-        image, text = self.image_input(batch.image_pooled), self.text_input(batch.text_pooled)
-        return pair_scores(self.joint, image[:, None], text[:, None]).float()
-
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
         image, text = self.image_input(batch.image_pooled), self.text_input(batch.text_pooled)
         return pair_scores(self.joint, image[:, None], text[:, None], pairs=pairs).float()
 

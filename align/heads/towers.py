@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ..batches import Batch
-from ..scorer import Dims, Scorer, Views, full_precision, require, tokens_of, unit
+from ..scorer import Dims, VectorScorer, Views, full_precision, require, tokens_of, unit
 
 TOWERS = True  # `build` is given the towers of the store's backbone
 
@@ -48,7 +48,7 @@ class Config:
     lora_alpha: float = 8.0
 
 
-class TunedTowers(Scorer):
+class TunedTowers(VectorScorer):
     """s(i, c) = cos(f_I(i), f_T(c)) with gradients into both towers."""
 
     def __init__(self, config: Config, towers: Any) -> None:
@@ -61,16 +61,6 @@ class TunedTowers(Scorer):
             towers.freeze("image" if config.train == "text" else "text")
         if config.local:
             towers.check_local()
-
-    def score(self, batch: Batch) -> Tensor:
-        image, text = self.embed(batch)
-        with full_precision(batch):
-            return image @ text.T
-
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        image, text = self.embed(batch)
-        with full_precision(batch):
-            return (image[pairs[:, 0]] * text[pairs[:, 1]]).sum(-1)
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """image (I, E) and text (C, E) unit vectors, whose products are the scores."""

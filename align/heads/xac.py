@@ -65,13 +65,7 @@ class XAC(Scorer):
         self.image = PatchMap(dims.image_dim, width, round(config.ratio * width))
         self.text = Projection(dims.text_dim, width) if config.queries == "tokens" else None
 
-    def score(self, batch: Batch) -> Tensor:
-        return self._score(batch, None)
-
-    def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
-        return self._score(batch, pairs)
-
-    def _score(self, batch: Batch, pairs: Tensor | None) -> Tensor:
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
         images, image_mask, texts, text_mask = tokens_of(batch)
         whole = self.text is None
         return attend(

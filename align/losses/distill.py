@@ -47,10 +47,8 @@ def loss(
     total = infonce.loss(scores, batch, config, fitted)
     if not config.distill:
         return total
-    scale = 1 / config.temperature
-    if fitted:
-        scale = float(fitted["log_scale"].detach().exp().clamp(max=infonce.MAX_SCALE))
-    scale = scale / config.softness
+    scale = infonce.scale_of(config, fitted)
+    scale = (scale.detach() if isinstance(scale, Tensor) else scale) / config.softness
     taken = torch.ones_like(batch.positives) if batch.scored is None else batch.scored
     rows = _divergence(full(scores) * scale, full(teacher) * scale, taken)
     columns = _divergence(full(scores).T * scale, full(teacher).T * scale, taken.T)

@@ -24,21 +24,27 @@ MAX_SCALE = 100.0  # CLIP's bound on 1 / temperature
 
 
 @dataclass(frozen=True)
-class Config:
+class Temperature:
     """temperature        scores are divided by it
     learn_temperature  it is fitted, from this value on, and stays ≥ 0.01
-    block_weight       of the symmetric InfoNCE over the whole block
-    quad_weight        of the swap groups' own term: in each 2 × 2 block both images choose between the two
-                       captions and both captions between the two images
     """
 
     temperature: float = 0.07
     learn_temperature: bool = True
+
+
+@dataclass(frozen=True)
+class Config(Temperature):
+    """block_weight       of the symmetric InfoNCE over the whole block
+    quad_weight        of the swap groups' own term: in each 2 × 2 block both images choose between the two
+                       captions and both captions between the two images
+    """
+
     block_weight: float = 1.0
     quad_weight: float = 0.0
 
 
-def parameters(config: Config) -> dict[str, nn.Parameter]:
+def parameters(config: Temperature) -> dict[str, nn.Parameter]:
     """What is fitted beside the head: the logarithm of 1 / temperature."""
     if not config.learn_temperature:
         return {}
@@ -58,7 +64,7 @@ def loss(scores: Tensor, batch: Batch, config: Config, fitted: Mapping[str, Tens
     return total
 
 
-def scale_of(config: Config, fitted: Mapping[str, Tensor] | None) -> Tensor | float:
+def scale_of(config: Temperature, fitted: Mapping[str, Tensor] | None) -> Tensor | float:
     """1 / temperature: the fitted one, at most `MAX_SCALE`, or the configured."""
     if not fitted:
         return 1 / config.temperature

@@ -20,24 +20,19 @@ from . import infonce
 
 
 @dataclass(frozen=True)
-class Config:
-    """temperature, learn_temperature  as of `infonce`
-    negative   weight of the half whose pairs are the negative images with their captions
-    """
+class Config(infonce.Temperature):
+    """negative: weight of the half whose pairs are the negative images with their captions."""
 
     temperature: float = 0.01
-    learn_temperature: bool = True
     negative: float = 1.0
 
 
-def parameters(config: Config) -> Mapping[str, torch.nn.Parameter]:
-    """InfoNCE's."""
-    return infonce.parameters(_plain(config))
+parameters = infonce.parameters
 
 
 def loss(scores: Tensor, batch: Batch, config: Config, fitted: Mapping[str, Tensor] | None = None) -> Tensor:
     """A scalar float32 from `scores` (I, C). Entries outside `batch.scored` are ignored."""
-    scale = infonce.scale_of(_plain(config), fitted)
+    scale = infonce.scale_of(config, fitted)
     i0, i1, c0, c1 = batch.groups.unbind(1)
     total = scores.masked_fill(scores.isinf(), 0).sum() * 0
     if not len(i0):
@@ -50,7 +45,3 @@ def loss(scores: Tensor, batch: Batch, config: Config, fitted: Mapping[str, Tens
         positives[:, len(own) :] = False
         total = total + weight * pick(block, positives, scale=scale, taken=taken)
     return total
-
-
-def _plain(config: Config) -> infonce.Config:
-    return infonce.Config(temperature=config.temperature, learn_temperature=config.learn_temperature)

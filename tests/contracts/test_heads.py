@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from compal import registry
 from compal.align.batches import Batch
-from compal.align.scorer import Dims, all_pairs, build_head
+from compal.align.scorer import Dims, all_pairs, build_head, tunes_towers
 from compal.errors import InputError, UnknownName
 
 DIMS = Dims(image_dim=16, text_dim=16, pooled_dim=12, image_tokens=6, context_length=9)
@@ -33,7 +33,7 @@ VARIANTS = {
     "dcsm": [{"readout": "mean"}],
 }
 # A head over a backbone's own towers is tested where those are: tests/align/heads/test_towers.py.
-HEADS = [name for name in registry.names("heads") if not getattr(registry.load("heads", name), "TOWERS", False)]
+HEADS = [name for name in registry.names("heads") if not tunes_towers(name)]
 CASES = [(name, options) for name in HEADS for options in [{}, *VARIANTS.get(name, [])]]
 
 
@@ -171,6 +171,18 @@ def test_gradients_are_finite(name, options):
     for parameter in scorer.parameters():
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
+
+
+@every_head
+def test_views_show_the_scores(name, options):
+    """Also under autocast, where a product of vectors in bfloat16 would be off by a part in 250."""
+    scorer, batch = build(name, options), make_batch()
+    close(scorer.views(batch).scores, scorer.score(batch))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, whole = scorer.views(batch), scorer.score(batch)
+    close(found.scores, whole)
+    if found.image is not None:
+        close(found.image.float() @ found.text.float().T, whole)
 
 
 @every_head
