@@ -74,7 +74,7 @@ def fit(
     deterministic: options.Deterministic = False,
     devices: options.Ranks = 1,
     nodes: options.Nodes = 1,
-    dry_run: options.Dry = False,
+    dry_run: options.FitDry = False,
     as_json: options.Json = False,
     work: options.Work = None,
 ) -> None:

@@ -52,8 +52,6 @@ Plot = Annotated[
 Categories = Annotated[
     bool, typer.Option("--by-category", help="Categories of every metric.", rich_help_panel="Output")
 ]
-Format = Annotated[str, typer.Option("--format", help="table, md, csv or json.", rich_help_panel="Output")]
-Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and its cost.", rich_help_panel="Output")]
 
 
 def diagnose(  # noqa: PLR0913 - one parameter per command-line option
@@ -71,10 +69,10 @@ def diagnose(  # noqa: PLR0913 - one parameter per command-line option
     measure: Measure = 32,
     plot: Plot = None,
     by_category: Categories = False,
-    format_: Format = "table",
+    format_: options.SheetFormat = "table",
     seed: options.Seed = 0,
     device: options.Device = "cpu",
-    dry_run: Dry = False,
+    dry_run: options.Dry = False,
     as_json: options.Json = False,
     work: options.Work = None,
 ) -> None:
@@ -89,13 +87,13 @@ def diagnose(  # noqa: PLR0913 - one parameter per command-line option
     """
     from . import console
     from . import diagnose as ladders
-    from .eval import curve, ladder, ladder_chart
+    from .eval import ladder, ladder_chart, picture
 
     format_ = "json" if as_json else format_
     if format_ not in FORMATS:
         raise UnknownName.among("format", format_, FORMATS)
     if plot:
-        curve.check(plot)
+        picture.check(plot)
         if not measure:
             raise UsageError("the picture has cost on x, and --measure 0 measures none", "Leave one of them out.")
     workspace = find_workspace(work)

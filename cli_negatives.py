@@ -36,7 +36,6 @@ Report = Annotated[
 ReportFormat = Annotated[
     str, typer.Option("--format", help="Of the report: table, md or json.", rich_help_panel="Output")
 ]
-Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and its cost.", rich_help_panel="Output")]
 
 
 def negatives(
@@ -48,7 +47,7 @@ def negatives(
     set_: options.Settings = None,
     report: Report = "",
     format_: ReportFormat = "table",
-    dry_run: Dry = False,
+    dry_run: options.Dry = False,
     as_json: options.Json = False,
     work: options.Work = None,
 ) -> None:

@@ -58,8 +58,6 @@ Images = Annotated[
 Plot = Annotated[
     Path | None, typer.Option("--plot", help="Draw the curve: FILE.svg, .png or .html.", rich_help_panel="Output")
 ]
-Format = Annotated[str, typer.Option("--format", help="table, md, csv or json.", rich_help_panel="Output")]
-Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and its cost.", rich_help_panel="Output")]
 
 
 def patch(
@@ -73,10 +71,10 @@ def patch(
     limit: options.Limit = None,
     extract_: options.ExtractFirst = False,
     plot: Plot = None,
-    format_: Format = "table",
+    format_: options.SheetFormat = "table",
     seed: options.Seed = 0,
     device: options.Device = "cpu",
-    dry_run: Dry = False,
+    dry_run: options.Dry = False,
     as_json: options.Json = False,
     work: options.Work = None,
 ) -> None:
@@ -90,7 +88,7 @@ def patch(
     Example: compal patch init mine --alpha 0:1:0.25 --benchmark shapes:in_domain --benchmark shapes-retrieval --limit 20 --extract --plot curve.svg
     """  # noqa: E501 - an example is a line
     from . import api, console, console_patch, sweep_scores
-    from .eval import curve
+    from .eval import curve, picture
     from .sweep import open_sweep
 
     format_ = "json" if as_json else format_
@@ -103,7 +101,7 @@ def patch(
     if plot:
         if len(asked) < 2:
             raise UsageError("a trade-off has two axes, so --plot needs two benchmarks", "Repeat --benchmark NAME.")
-        curve.check(plot)
+        picture.check(plot)
     if dry_run:
         found = sweep_scores.plan(open_sweep(base, tuned, alpha, name, workspace), asked)
         console_patch.show_plan(found, format_ == "json")

@@ -125,7 +125,9 @@ Processes = Annotated[int, _option(MACHINE, "How many processes the engine start
 Through = Annotated[str, _option(MACHINE, "Remote for the parts of --engine ray where machines share no disk.")]
 PatienceSeconds = Annotated[float, _option(MACHINE, "Seconds that a network share may be gone.", "--patience", min=0.0)]
 Retry = Annotated[bool, _option(WHAT, "Try items of the quarantine again.", "--retry")]
-Dry = Annotated[bool, _option(OUTPUT, "Say what would be done, and what is missing for it.", "--dry-run")]
+Dry = Annotated[bool, _option(OUTPUT, "Say what would be done, and its cost.", "--dry-run")]
+FitDry = Annotated[bool, _option(OUTPUT, "Say what would be done, and what is missing for it.", "--dry-run")]
+SheetFormat = Annotated[str, _option(OUTPUT, "table, md, csv or json.", "--format")]
 DryRun = Annotated[bool, _option(OUTPUT, "Say what would be done, in parts, rows, bytes and time.", "--dry-run")]
 
 Kind = Annotated[

@@ -5,18 +5,16 @@ A panel for each figure of retention. altair is imported when something is drawn
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import itertools
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, UsageError
+from ..errors import UsageError
+from .picture import FAINT, check, styled, write
 from .results import Estimate
 from .tradeoff import Axis, Point, Tradeoff, title_of
 
-SUFFIXES = (".svg", ".png", ".html")
-INK, FAINT, RULE, ACCENT = "#1b2733", "#8a97a6", "#c3ccd6", "#1f6f8b"
+RULE, ACCENT = "#c3ccd6", "#1f6f8b"
 ENDS = {0.0: "#c2571a", 1.0: "#5b3a8c"}
 SIDE = 380  # of a panel, pixels
 FONT = 11
@@ -31,18 +29,6 @@ PLACES: tuple[Place, ...] = (
 )  # fmt: skip
 
 
-def check(path: Path) -> None:
-    """Raise `UsageError` for a file of another kind than `SUFFIXES`, `InputError` if it is there already or if the
-    libraries that draw are not installed; before anything is computed."""
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"--plot {path} ends in no {', '.join(SUFFIXES)}", "Example: --plot curve.svg")
-    if path.exists():
-        raise InputError(f"{path} is there already", "Name another file, or remove it.")
-    for module in ("altair", "vl_convert"):
-        if importlib.util.find_spec(module) is None:
-            raise InputError(f"--plot draws with {module}, which is not installed", "pip install 'compal[plots]'")
-
-
 def draw(found: Tradeoff, path: Path) -> None:
     """Write the picture as .svg, .png (twice the size) or .html (whole in itself). Raises what `check` raises, and
     `UsageError` for a sweep over one benchmark: a trade-off has two axes."""
@@ -50,21 +36,7 @@ def draw(found: Tradeoff, path: Path) -> None:
     composition, retained = found.axes[0], [axis for axis in found.axes if axis.role == "retention"]
     if not retained:
         raise UsageError("a trade-off has two axes, and one benchmark was scored", "Name --benchmark twice or more.")
-    picture = chart(found, composition, retained)
-    kind = path.suffix[1:]
-    how: dict[str, Any] = {"scale_factor": 2} if kind == "png" else {"inline": True} if kind == "html" else {}
-    buffer: Any = io.BytesIO() if kind == "png" else io.StringIO()
-    picture.save(buffer, format=kind, **how)
-    value = buffer.getvalue()
-    _write(path, value if isinstance(value, bytes) else value.encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    from ..stores.files import disk_errors, write_synced
-
-    with disk_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(path, data)
+    write(chart(found, composition, retained), path)
 
 
 def chart(found: Tradeoff, composition: Axis, retained: list[Axis]) -> Any:
@@ -74,17 +46,7 @@ def chart(found: Tradeoff, composition: Axis, retained: list[Axis]) -> Any:
     scale = _domain(found, composition, composition.chance)
     panels = [_panel(found, composition, axis, scale, number == 0) for number, axis in enumerate(retained)]
     legend = f"w(α) = (1 − α) {found.base} + α {found.tuned}; bars: 95 % bootstrap intervals over images"
-    title = alt.TitleParams(title_of(found), subtitle=legend, anchor="start", offset=14)
-    whole = alt.hconcat(*panels, spacing=36).properties(title=title, background="white")
-    return (
-        whole.configure_view(stroke=None)
-        .configure(font="Helvetica, Arial, sans-serif", padding=16)
-        .configure_axis(
-            gridColor="#eef1f4", domainColor=FAINT, tickColor=FAINT, labelColor=INK, titleColor=INK,
-            titleFontWeight="normal", labelFontSize=11, titleFontSize=12, titlePadding=10, tickCount=6,
-        )
-        .configure_title(color=INK, subtitleColor=FAINT, fontSize=15, subtitleFontSize=11, subtitlePadding=6)
-    )  # fmt: skip
+    return styled(alt.hconcat(*panels, spacing=36), title_of(found), legend, tickCount=6)
 
 
 def _panel(found: Tradeoff, composition: Axis, axis: Axis, scale: Scale, first: bool) -> Any:

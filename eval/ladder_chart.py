@@ -5,15 +5,15 @@ Drawn by altair without a browser, imported when something is drawn (extra `plot
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .curve import FAINT, FONT, INK, SIDE, Scale, check, placed
+from .curve import FONT, SIDE, Scale, placed
 from .ladder import Cost, Ladder, Rung
+from .picture import FAINT, check, styled, write
 from .results import Estimate, ResultRow
 
 INKS = {
@@ -35,21 +35,12 @@ XS: tuple[tuple[str, Figure], ...] = (
 
 
 def draw(found: Ladder, path: Path) -> None:
-    """Write the picture as .svg, .png (twice the size) or .html (whole in itself). Raises what `curve.check` raises,
+    """Write the picture as .svg, .png (twice the size) or .html (whole in itself). Raises what `check` raises,
     and `UsageError` where no cost was measured."""
-    from ..stores.files import disk_errors, write_synced
-
     check(path)
     if not any(rung.cost and rung.cost.cpu_ms for rung, _ in found.scored):
         raise UsageError("the picture has cost on x, and none was measured", "Leave out --measure 0.")
-    kind = path.suffix[1:]
-    how: dict[str, Any] = {"scale_factor": 2} if kind == "png" else {"inline": True} if kind == "html" else {}
-    buffer: Any = io.BytesIO() if kind == "png" else io.StringIO()
-    chart(found).save(buffer, format=kind, **how)
-    value = buffer.getvalue()
-    with disk_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(path, value if isinstance(value, bytes) else value.encode())
+    write(chart(found), path)
 
 
 def chart(found: Ladder) -> Any:
@@ -66,17 +57,7 @@ def chart(found: Ladder) -> Any:
     legend = f"{found.headline} score, strict; bars: 95 % bootstrap intervals over images; dashed: chance"
     limit = found.chance.meta.get("limit")
     told = [legend, f"limited to {limit} groups of every category: not a result to quote"] if limit else legend
-    title = alt.TitleParams(found.title, subtitle=told, anchor="start", offset=14)
-    whole = alt.vconcat(*rows, spacing=30).properties(title=title, background="white")
-    return (
-        whole.configure_view(stroke=None)
-        .configure(font="Helvetica, Arial, sans-serif", padding=16)
-        .configure_axis(
-            gridColor="#eef1f4", domainColor=FAINT, tickColor=FAINT, labelColor=INK, titleColor=INK,
-            titleFontWeight="normal", labelFontSize=11, titleFontSize=12, titlePadding=10,
-        )
-        .configure_title(color=INK, subtitleColor=FAINT, fontSize=15, subtitleFontSize=11, subtitlePadding=6)
-    )  # fmt: skip
+    return styled(alt.vconcat(*rows, spacing=30), found.title, told)
 
 
 def _panel(found: Ladder, title: str, cost: Figure, up: Scale, first: bool) -> Any:

@@ -7,24 +7,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import batch_of
 
-from compal.align.batches import Batch
 from compal.align.losses.infonce import Config, loss, parameters
-
-
-def make_batch(positives, groups=(), scored=None):
-    images, captions = positives.shape
-    return Batch(
-        images=None,
-        image_mask=None,
-        image_pooled=torch.zeros(images, 1),
-        texts=None,
-        text_mask=None,
-        text_pooled=torch.zeros(captions, 1),
-        positives=positives,
-        groups=torch.tensor(groups, dtype=torch.long).reshape(-1, 4),
-        scored=scored,
-    )
 
 
 def slow(scores, batch, config):
@@ -65,7 +50,7 @@ def test_it_equals_the_slow_loop(sparse, temperature, block, quad):
     scored = positives | (torch.rand(6, 10, generator=made) < 0.5) if sparse else None
     if scored is not None:
         scored[:4, :4] = True
-    batch = make_batch(positives, [(0, 1, 0, 1), (2, 3, 2, 3)], scored)
+    batch = batch_of(positives, [(0, 1, 0, 1), (2, 3, 2, 3)], scored=scored)
     config = Config(temperature=temperature, block_weight=block, quad_weight=quad)
     scores = torch.randn(6, 10, generator=made)
     assert float(loss(scores, batch, config)) == pytest.approx(slow(scores, batch, config), rel=1e-5)
@@ -73,28 +58,28 @@ def test_it_equals_the_slow_loop(sparse, temperature, block, quad):
 
 def test_one_positive_each_is_the_textbook():
     scores = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
-    batch, target = make_batch(torch.eye(5, 8, dtype=torch.bool)), torch.arange(5)
+    batch, target = batch_of(torch.eye(5, 8, dtype=torch.bool)), torch.arange(5)
     expected = (F.cross_entropy(scores, target) + F.cross_entropy(scores[:, :5].T, target)) / 2
     torch.testing.assert_close(loss(scores, batch, Config(temperature=1.0)), expected)
 
 
 def test_given_negatives_count_for_images_alone():
     """Three extra columns: a harder choice for every image, no choice of their own."""
-    batch = make_batch(torch.eye(4, 7, dtype=torch.bool))
+    batch = batch_of(torch.eye(4, 7, dtype=torch.bool))
     scores = torch.zeros(4, 7)
     expected = (math.log(7) + math.log(4)) / 2
     assert float(loss(scores, batch, Config(temperature=1.0))) == pytest.approx(expected)
 
 
 def test_scaling_scores_is_scaling_the_temperature():
-    batch = make_batch(torch.eye(4, 6, dtype=torch.bool), [(0, 1, 0, 1)])
+    batch = batch_of(torch.eye(4, 6, dtype=torch.bool), [(0, 1, 0, 1)])
     scores = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
     one = loss(7 * scores, batch, Config(temperature=0.7, quad_weight=1.0))
     torch.testing.assert_close(one, loss(scores, batch, Config(temperature=0.1, quad_weight=1.0)))
 
 
 def test_temperature_is_fitted_within_its_bound():
-    batch = make_batch(torch.eye(4, 6, dtype=torch.bool))
+    batch = batch_of(torch.eye(4, 6, dtype=torch.bool))
     scores = torch.randn(4, 6, generator=torch.Generator().manual_seed(3))
     config = Config(temperature=0.5)
     fitted = parameters(config)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import batch_of
 
-from compal.align.batches import Batch
 from compal.align.losses import ce_clip, degla, fsc, infonce, siglip, sparc, tripletclip
 from compal.align.scorer import Views
 from compal.errors import UsageError
@@ -30,15 +30,8 @@ def make(seed, images=5, most=3, whole=False):
     if not whole:
         negatives[torch.rand(negatives.shape, generator=made) < 0.4] = -1
         negatives[2] = -1
-    batch = Batch(
-        images=None,
-        image_mask=None,
-        image_pooled=torch.zeros(images, 1),
-        texts=None,
-        text_mask=None,
-        text_pooled=torch.zeros(captions, 1),
-        positives=positives,
-        groups=torch.zeros(0, 4, dtype=torch.long),
+    batch = batch_of(
+        positives,
         pairs=torch.stack([owner, torch.arange(len(owner))], 1),
         negatives=negatives,
     )

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import batch_of
 
 from compal import registry
-from compal.align.batches import Batch
 from compal.align.scorer import Views
 
 LOSSES = registry.names("losses")
@@ -35,15 +35,9 @@ def make_batch(images=6, extra=3, groups=True):
     if extra:
         negatives[0] = torch.tensor([captions - 3, captions - 2])
         negatives[1, 1] = captions - 1
-    return Batch(
-        images=None,
-        image_mask=None,
-        image_pooled=torch.zeros(images, 1),
-        texts=None,
-        text_mask=None,
-        text_pooled=torch.zeros(captions, 1),
-        positives=positives,
-        groups=quads,
+    return batch_of(
+        positives,
+        quads,
         pairs=torch.arange(images)[:, None].expand(-1, 2),
         negatives=negatives,
         phrases=phrases,
