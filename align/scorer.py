@@ -140,13 +140,34 @@ class Scorer(nn.Module):
         return block.index_put((pairs[:, 0], pairs[:, 1]), self.score_pairs(batch, pairs))
 
 
+@dataclass(frozen=True, eq=False)
+class Side:
+    """The images or the captions of a batch in the space where the scores are products.
+
+    vectors       (n, E) float32
+    tokens, mask  (n, S, E), (n, S) bool: patches or words in that space, not normalised; None where there are none
+    """
+
+    vectors: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+
+
 class VectorScorer(Scorer):
     """A head with one vector a side, whose products the scores are: negatives are mined with them, retrieval is an
-    index."""
+    index. Neither side looks at the other, so each may be embedded in parts (`cached.backward_sides`)."""
+
+    def image_side(self, batch: Batch, local: bool) -> Side:
+        """The batch's images; with patches if it is to be `local` and the head has them."""
+        raise NotImplementedError
+
+    def text_side(self, batch: Batch, local: bool) -> Side:
+        """The batch's captions; with words if it is to be `local` and the head has them."""
+        raise NotImplementedError
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """image (I, E) and text (C, E) float32: their inner products are the scores."""
-        raise NotImplementedError
+        """image (I, E) and text (C, E) float32: their inner products are the scores. What negatives are mined with."""
+        return self.image_side(batch, False).vectors, self.text_side(batch, False).vectors
 
     def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
         image, text = self.embed(batch)
@@ -154,9 +175,14 @@ class VectorScorer(Scorer):
             return image @ text.T if pairs is None else (image[pairs[:, 0]] * text[pairs[:, 1]]).sum(-1)
 
     def views(self, batch: Batch) -> Views:
-        image, text = self.embed(batch)
-        with full_precision(batch):
-            return Views(image @ text.T, image, text)
+        return views_of(self.image_side(batch, True), self.text_side(batch, True))
+
+
+def views_of(image: Side, text: Side) -> Views:
+    """What two sides show: the products of all their vectors, and what they are made of."""
+    with torch.autocast(image.vectors.device.type, enabled=False):
+        scores = image.vectors @ text.vectors.T
+    return Views(scores, image.vectors, text.vectors, image.tokens, image.mask, text.tokens, text.mask)
 
 
 def tunes_towers(head: str) -> bool:
@@ -183,15 +209,17 @@ def tokens_of(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """images (I, P, D), image_mask, texts (C, L, D), text_mask, cut to the longest row of each side. What
     padding holds is replaced by zeros, so that not even NaN in it reaches a sum or a gradient. Raises
     `InputError` if tokens were not joined."""
-    if batch.images is None or batch.image_mask is None or batch.texts is None or batch.text_mask is None:
+    return *cut(batch.images, batch.image_mask), *cut(batch.texts, batch.text_mask)
+
+
+def cut(tokens: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`tokens_of` for one side."""
+    if tokens is None or mask is None:
         raise InputError(
             "this head reads tokens, and the batch holds pooled embeddings only", "Join with needs='tokens'."
         )
-    patches, words = longest(batch.image_mask), longest(batch.text_mask)
-    image_mask, text_mask = batch.image_mask[:, :patches], batch.text_mask[:, :words]
-    images = batch.images[:, :patches].masked_fill(~image_mask[..., None], 0)
-    texts = batch.texts[:, :words].masked_fill(~text_mask[..., None], 0)
-    return images, image_mask, texts, text_mask
+    mask = mask[:, : longest(mask)]
+    return tokens[:, : mask.shape[1]].masked_fill(~mask[..., None], 0), mask
 
 
 def longest(mask: Tensor) -> int:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from ..batches import Batch
-from ..scorer import Dims, VectorScorer, unit
+from ..scorer import Dims, Side, VectorScorer, unit
 
 
 @dataclass(frozen=True)
@@ -21,8 +19,11 @@ class Cosine(VectorScorer):
     needs = "pooled"
     trainable = False
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return unit(batch.image_pooled), unit(batch.text_pooled)
+    def image_side(self, batch: Batch, local: bool) -> Side:
+        return Side(unit(batch.image_pooled))
+
+    def text_side(self, batch: Batch, local: bool) -> Side:
+        return Side(unit(batch.text_pooled))
 
 
 def build(config: Config, dims: Dims) -> Cosine:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..batches import Batch
-from ..scorer import Dims, VectorScorer, full_precision, unit
+from ..scorer import Dims, Side, VectorScorer, full_precision, unit
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,12 @@ class Linear(VectorScorer):
         if self.map.bias is not None:
             nn.init.zeros_(self.map.bias)
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """image (I, E) and text (C, E) float32: their inner products are the scores. What negatives are mined with."""
+    def image_side(self, batch: Batch, local: bool) -> Side:
+        return Side(unit(batch.image_pooled))
+
+    def text_side(self, batch: Batch, local: bool) -> Side:
         with full_precision(batch):
-            return unit(batch.image_pooled), self.map(unit(batch.text_pooled))
+            return Side(self.map(unit(batch.text_pooled)))
 
 
 def build(config: Config, dims: Dims) -> Linear:

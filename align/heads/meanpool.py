@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..batches import Batch
-from ..scorer import Dims, VectorScorer, Views, full_precision, require, tokens_of, unit
+from ..scorer import Dims, Side, VectorScorer, cut, require, unit
 from ._projection import Projection
 
 
@@ -30,25 +30,18 @@ class MeanPool(VectorScorer):
         super().__init__()
         self.image, self.text = Projection(dims.image_dim, config.width), Projection(dims.text_dim, config.width)
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """image (I, E) and text (C, E) unit vectors, whose products are the scores. What negatives are mined with."""
-        patches, patch_mask, tokens, token_mask = self._tokens(batch)
-        return _pooled(patches, patch_mask), _pooled(tokens, token_mask)
+    def image_side(self, batch: Batch, local: bool) -> Side:
+        patches, mask = cut(batch.images, batch.image_mask)
+        return _side(self.image(patches), mask)
 
-    def views(self, batch: Batch) -> Views:
-        patches, patch_mask, tokens, token_mask = self._tokens(batch)
-        image, text = _pooled(patches, patch_mask), _pooled(tokens, token_mask)
-        with full_precision(batch):
-            return Views(image @ text.T, image, text, patches, patch_mask, tokens, token_mask)
-
-    def _tokens(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        images, image_mask, texts, text_mask = tokens_of(batch)
-        return self.image(images), image_mask, self.text(texts), text_mask
+    def text_side(self, batch: Batch, local: bool) -> Side:
+        tokens, mask = cut(batch.texts, batch.text_mask)
+        return _side(self.text(tokens), mask)
 
 
-def _pooled(tokens: Tensor, mask: Tensor) -> Tensor:
-    """The direction of the mean of the real tokens (n, S, E) → (n, E)."""
-    return unit(tokens.masked_fill(~mask[..., None], 0).sum(1))
+def _side(tokens: Tensor, mask: Tensor) -> Side:
+    """The direction of the mean of the real tokens (n, S, E), and they themselves."""
+    return Side(unit(tokens.masked_fill(~mask[..., None], 0).sum(1)), tokens, mask)
 
 
 def build(config: Config, dims: Dims) -> MeanPool:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batches import Batch
-from ..scorer import Dims, VectorScorer, full_precision, require, unit
+from ..scorer import Dims, Side, VectorScorer, full_precision, require, unit
 from ._projection import require_pooled
 
 
@@ -59,12 +59,14 @@ class MLP(VectorScorer):
         both = config.sides == "both"
         self.image = ResidualMLP(dims.pooled_dim, config.width, config.dropout) if both else None
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """image (I, E) and text (C, E) float32 of length 1: their inner products are the scores. What negatives are
-        mined with."""
+    def image_side(self, batch: Batch, local: bool) -> Side:
         with full_precision(batch):
-            images, texts = unit(batch.image_pooled), unit(batch.text_pooled)
-            return images if self.image is None else self.image(images), self.text(texts)
+            images = unit(batch.image_pooled)
+            return Side(images if self.image is None else self.image(images))
+
+    def text_side(self, batch: Batch, local: bool) -> Side:
+        with full_precision(batch):
+            return Side(self.text(unit(batch.text_pooled)))
 
 
 def build(config: Config, dims: Dims) -> MLP:

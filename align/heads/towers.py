@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
 from ..batches import Batch
-from ..scorer import Dims, VectorScorer, Views, full_precision, require, tokens_of, unit
+from ..scorer import Dims, Side, VectorScorer, cut, require, unit
 
 TOWERS = True  # `build` is given the towers of the store's backbone
 
@@ -62,24 +63,20 @@ class TunedTowers(VectorScorer):
         if config.local:
             towers.check_local()
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """image (I, E) and text (C, E) unit vectors, whose products are the scores."""
-        images, _, texts, text_mask = tokens_of(batch)
-        image = self.towers.image_features(images)[1]
-        return unit(image), unit(self.towers.text_features(texts, text_mask)[2])
+    def image_side(self, batch: Batch, local: bool) -> Side:
+        """Unit vectors, whose products are the scores."""
+        images, _ = cut(batch.images, batch.image_mask)
+        states, vectors = self.towers.image_features(images)
+        if not (local and self.settings.local):
+            return Side(unit(vectors))
+        patches = self.towers.image_tokens(states)
+        return Side(unit(vectors), patches, patches.new_ones(patches.shape[:2], dtype=torch.bool))
 
-    def views(self, batch: Batch) -> Views:
-        images, image_mask, texts, text_mask = tokens_of(batch)
-        states, image = self.towers.image_features(images)
-        words, word_mask, text = self.towers.text_features(texts, text_mask)
-        image, text = unit(image), unit(text)
-        with full_precision(batch):
-            scores = image @ text.T
-        if not self.settings.local:
-            return Views(scores, image, text)
-        patches, tokens = self.towers.image_tokens(states), self.towers.text_tokens(words)
-        every = image_mask.new_ones(patches.shape[:2])
-        return Views(scores, image, text, patches, every, tokens, None if tokens is None else word_mask)
+    def text_side(self, batch: Batch, local: bool) -> Side:
+        """Unit vectors, whose products are the scores."""
+        states, mask, vectors = self.towers.text_features(*cut(batch.texts, batch.text_mask))
+        tokens = self.towers.text_tokens(states) if local and self.settings.local else None
+        return Side(unit(vectors)) if tokens is None else Side(unit(vectors), tokens, mask)
 
 
 def build(config: Config, dims: Dims, towers: Tuned | None = None) -> TunedTowers:
