@@ -185,6 +185,30 @@ def views_of(image: Side, text: Side) -> Views:
     return Views(scores, image.vectors, text.vectors, image.tokens, image.mask, text.tokens, text.mask)
 
 
+def vector_width(scorer: Scorer) -> int:
+    """E of the head's vectors, as an image and a caption of zeros show it: a store of pixels does not know it. Raises
+    `UsageError` for a head without vectors."""
+    dims, device = scorer.dims, next(scorer.parameters()).device
+    tokens = bool(dims.image_dim and dims.text_dim)
+    patches, words = max(1, dims.image_tokens), 2
+    batch = Batch(
+        images=torch.zeros(1, patches, dims.image_dim, device=device) if tokens else None,
+        image_mask=torch.ones(1, patches, dtype=torch.bool, device=device) if tokens else None,
+        image_pooled=torch.zeros(1, dims.pooled_dim, device=device),
+        texts=torch.zeros(1, words, dims.text_dim, device=device) if tokens else None,
+        text_mask=torch.ones(1, words, dtype=torch.bool, device=device) if tokens else None,
+        text_pooled=torch.zeros(1, dims.pooled_dim, device=device),
+        positives=torch.ones(1, 1, dtype=torch.bool, device=device),
+        groups=torch.zeros(0, 4, dtype=torch.long, device=device),
+    )
+    training = scorer.training
+    try:
+        with torch.no_grad():
+            return scorer.eval().views(batch).vectors()[1].shape[1]
+    finally:
+        scorer.train(training)
+
+
 def tunes_towers(head: str) -> bool:
     """Whether a head, by name, tunes the towers above its store's cut (`TOWERS`)."""
     return bool(getattr(registry.load("heads", head), "TOWERS", False))

@@ -44,7 +44,7 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._gradients(batches)
-        self.team.reduce(self.model.scorer.parameters(), self.model.fitted.parameters())
+        self.team.reduce(self.model.scorer.parameters(), self.model.beside())
         norm = self.team.fabric.clip_gradients(
             self.model, self.stepper, max_norm=self.optim.clip or math.inf, error_if_nonfinite=False
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..errors import UsageError
 from .batches import Batch
 from .distributed import Team
 from .ema import EmaConfig, follow, taught, teacher_of
-from .scorer import Scorer, Views
+from .scorer import Scorer, Views, vector_width
 
 
 class Training(nn.Module):
@@ -24,6 +25,8 @@ class Training(nn.Module):
     process scores the rows that it holds, and the loss is that of the whole batch.
 
     fitted   parameters of the loss
+    built    a module of the loss's own, which it is given as `module`: what `build(config, E)` of its file makes for
+             vectors of E; None where it has none. What is trained of it is saved with the run
     teacher  the moving average of the scorer (`ema`), None without
     """
 
@@ -37,12 +40,20 @@ class Training(nn.Module):
         self._config = from_dict(self._module.Config, options, "loss")
         make = getattr(self._module, "parameters", None)
         self.fitted = nn.ParameterDict(make(self._config) if make else {})
+        build = getattr(self._module, "build", None)
+        self.built: nn.Module | None = build(self._config, vector_width(scorer)) if build else None
         self.teacher = teacher_of(scorer) if self.ema.decay else None
 
     @property
     def judged(self) -> Scorer:
         """What is validated and saved as the run's checkpoint."""
         return self.teacher if self.teacher is not None and self.ema.judged else self.scorer
+
+    def beside(self) -> Iterator[nn.Parameter]:
+        """The parameters of the loss: those of which every process has the whole gradient."""
+        yield from self.fitted.parameters()
+        if self.built is not None:
+            yield from self.built.parameters()
 
     def forward(self, batch: Batch) -> Tensor:
         """A scalar."""
@@ -85,6 +96,8 @@ class Training(nn.Module):
 
     def _loss(self, scores: Tensor, batch: Batch, guide: dict[str, Any]) -> Tensor:
         fitted = (dict(self.fitted.items()),) if len(self.fitted) else ()
+        if self.built is not None:
+            guide = guide | {"module": self.built}
         loss: Tensor = self._module.loss(scores, batch, self._config, *fitted, **guide)
         return loss
 
