@@ -60,6 +60,7 @@ class Batch:
     negatives  (N, K) long: columns of the captions drawn as hard negatives of each of `pairs`, -1 = no more
     phrases    (N, M) long: columns of the noun phrases drawn of each pair's caption, -1 = no more; a phrase is positive
                for every image that has it. None = none are drawn
+    further    (N, M) long: columns of the other captions drawn of each pair's image, -1 = no more. None = none drawn
     rows       None: all I images are here. A slice: this process holds the image features of these rows only, and
                those of all captions; `positives`, `groups` and `scored` are of the whole batch
     """
@@ -77,6 +78,7 @@ class Batch:
     negatives: Tensor | None = None
     rows: slice | None = None
     phrases: Tensor | None = None
+    further: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -179,7 +179,7 @@ def _open(
     team: Team,
     scorer: Scorer,
 ) -> Work:
-    columns = [stage.column for stage in config.data.curriculum]
+    columns = [stage.column for stage in config.data.curriculum] + ["category"] * bool(config.data.turns)
     tables = {"train": PairTable.read(Path(train), store, columns, phrases=config.data.phrases != 0)}
     if validation is not None and team.lead:
         tables["validation"] = PairTable.read(Path(validation), store)

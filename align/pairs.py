@@ -23,7 +23,7 @@ class Draw:
     """One batch as row numbers of a `PairTable`: unique images and captions, and who belongs to whom.
 
     images (I,), captions (C,) int64; positives (I, C) bool; groups (G, 4), pairs (N, 2), negatives (N, K)
-    int64; scored (I, C) bool or None, phrases (N, M) int64 or None: see `Batch`.
+    int64; scored (I, C) bool or None, phrases and further (N, M) int64 or None: see `Batch`.
     """
 
     images: np.ndarray
@@ -34,6 +34,7 @@ class Draw:
     negatives: np.ndarray
     scored: np.ndarray | None = None
     phrases: np.ndarray | None = None
+    further: np.ndarray | None = None
 
     def batch(
         self,
@@ -54,6 +55,8 @@ class Draw:
             batch.scored = torch.from_numpy(self.scored).to(batch.device)
         if self.phrases is not None:
             batch.phrases = torch.from_numpy(self.phrases).to(batch.device)
+        if self.further is not None:
+            batch.further = torch.from_numpy(self.further).to(batch.device)
         batch.rows = rows
         return batch
 
@@ -83,6 +86,7 @@ class PairTable:
     left_out: int
     phrases: tuple[np.ndarray, np.ndarray] | None = None
     _captions_of: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)
+    _paired_with: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)
     _quad_of: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -90,14 +94,15 @@ class PairTable:
         quad_of[self.quads] = np.arange(len(self.quads))[:, None]
         object.__setattr__(self, "_quad_of", quad_of)
         images, captions = self.images, self.captions
+        paired = described = _by_image(images, captions, len(self.image_keys))
         if self.phrases is not None:  # what an image's caption names is there: a phrase describes it too
             starts, rows = self.phrases
-            counts = np.diff(starts)[self.captions]
+            counts = np.diff(starts)[captions]
+            named = rows[_ranges(starts[captions], counts)]
             images = np.concatenate([images, np.repeat(images, counts)])
-            captions = np.concatenate([captions, rows[_ranges(starts[self.captions], counts)]])
-        order = np.argsort(images, kind="stable")
-        starts = np.searchsorted(images[order], np.arange(len(self.image_keys) + 1))
-        object.__setattr__(self, "_captions_of", (starts, captions[order]))
+            described = _by_image(images, np.concatenate([captions, named]), len(self.image_keys))
+        object.__setattr__(self, "_paired_with", paired)
+        object.__setattr__(self, "_captions_of", described)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -159,6 +164,13 @@ class PairTable:
         caption = self.captions[pair]
         return rows[starts[caption] : starts[caption + 1]]
 
+    def further_of(self, pair: int) -> np.ndarray:
+        """Caption rows of the other pairs of a pair's image, in the table's order, each once."""
+        starts, ordered = self._paired_with
+        image, own = self.images[pair], self.captions[pair]
+        found = dict.fromkeys(ordered[starts[image] : starts[image + 1]].tolist())
+        return np.array([row for row in found if row != own], dtype=np.int64)
+
     def positives(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
         """(I, C) bool: the table pairs them, here or in any of its rows. So a caption of one image that
         stands in the batch because of another is no false negative."""
@@ -176,15 +188,18 @@ class PairTable:
         negatives: list[np.ndarray],
         partners: np.ndarray | None = None,
         phrases: list[np.ndarray] | None = None,
+        further: list[np.ndarray] | None = None,
     ) -> Draw:
-        """The batch of `pairs` (n,) with the given negative captions of each, and noun phrases where any are drawn.
+        """The batch of `pairs` (n,) with the given negative captions of each, and noun phrases and further captions of
+        its image where any are drawn.
 
         `partners` (k,): offsets in the batch; the image of pair j is scored with the caption of pair
-        j + offset and its phrases too, and with nothing else but its own. None: the whole block is scored.
+        j + offset, its phrases and its further captions too, and with nothing else but its own. None: the whole block
+        is scored.
         """
         images, rows = np.unique(self.images[pairs], return_inverse=True)
         own = self.captions[pairs]
-        captions = np.unique(np.concatenate([own, *negatives, *(phrases or ())]))
+        captions = np.unique(np.concatenate([own, *negatives, *(phrases or ()), *(further or ())]))
         columns = np.searchsorted(captions, own)
         numbers = np.unique(self._quad_of[pairs])
         quads = _places(pairs, self.quads[numbers[numbers >= 0]])
@@ -192,8 +207,8 @@ class PairTable:
         groups = np.concatenate([rows[quads], columns[quads]], axis=1)
         positives = self.positives(images, captions)
         hard = _listed(captions, negatives)
-        named = None if phrases is None else _listed(captions, phrases)
-        drawn = Draw(images, captions, positives, groups, np.stack([rows, columns], axis=1), hard, phrases=named)
+        named, more = (None if lists is None else _listed(captions, lists) for lists in (phrases, further))
+        drawn = Draw(images, captions, positives, groups, np.stack([rows, columns], axis=1), hard, None, named, more)
         if partners is None:
             return drawn
         scored = np.zeros_like(positives)
@@ -203,10 +218,16 @@ class PairTable:
             scored[groups[:, row], groups[:, column]] = True
         for offset in partners:
             scored[rows, np.roll(columns, -int(offset))] = True
-        if named is not None:
+        for listed in (each for each in (named, more) if each is not None):
             for offset in (0, *partners):
-                _mark(scored, rows, np.roll(named, -int(offset), axis=0))
+                _mark(scored, rows, np.roll(listed, -int(offset), axis=0))
         return dataclasses.replace(drawn, scored=scored)
+
+
+def _by_image(images: np.ndarray, captions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Starts (count + 1,) into the second by image, and the captions of each image, in the order given."""
+    order = np.argsort(images, kind="stable")
+    return np.searchsorted(images[order], np.arange(count + 1)), captions[order]
 
 
 def _ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:

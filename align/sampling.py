@@ -41,6 +41,10 @@ class DataConfig:
     negatives     of the captions given as negatives of a pair, how many a step draws; -1 = all
     phrases       of the noun phrases of a pair's caption, how many a step draws; -1 = all. They are captions of the
                   store: extract them with --phrases
+    further       of the other captions of a pair's image, how many a step draws beside its own; -1 = all, in
+                  the table's order
+    turns         patterns on the column `category`, one a step in turn: ["concatenated", "single"] draws the pairs of a
+                  step among those of one kind, then of the other. () = no turns; pairs that match none take no part
     groups        the two pairs of a swap group stay together: each has the other's image and caption for hard
                   negatives. false: pairs are drawn alone, as for a control without hard negatives
     partners      0: every image is scored with every caption of the batch. k > 0: with its own captions,
@@ -60,6 +64,8 @@ class DataConfig:
     batch_size: int = 128
     negatives: int = 1
     phrases: int = 0
+    further: int = 0
+    turns: tuple[str, ...] = ()
     groups: bool = True
     partners: int = 0
     curriculum: tuple[Stage, ...] = ()
@@ -113,7 +119,7 @@ class Sampler:
         self.table, self.config, self.seed = table, config, seed
         self.stages = _stages(table, config, steps, parts)
         self.candidates: np.ndarray | None = None
-        self._epoch: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
+        self._epochs: dict[tuple[int, int], tuple[int, np.ndarray, np.ndarray]] = {}
 
     def draw(self, step: int) -> Draw:
         """The batch of `step`, counted from 0."""
@@ -124,27 +130,31 @@ class Sampler:
         negatives = [
             np.concatenate([self._negatives(int(pair), rng), self._mined(int(pair), mining)]) for pair in pairs
         ]
-        phrases = self._phrases(pairs, step)
+        phrases, further = self._phrases(pairs, step), self._further(pairs, step)
         if not self.config.partners:
-            return self.table.draw(pairs, negatives, phrases=phrases)
+            return self.table.draw(pairs, negatives, phrases=phrases, further=further)
         # Offsets from 2 on: at 1 stands the other pair of the own swap group, which is scored anyway.
         first = 2 if len(pairs) > 3 else 1
         offsets = rng.permutation(np.arange(first, max(first, len(pairs) - first + 1)))
-        return self.table.draw(pairs, negatives, offsets[: self.config.partners], phrases)
+        return self.table.draw(pairs, negatives, offsets[: self.config.partners], phrases, further)
 
     def pairs(self, step: int) -> np.ndarray:
         """The pairs of `step`: about `batch_size` of them, as a swap group is never cut."""
-        number = max(index for index, stage in enumerate(self.stages) if stage.first <= step)
-        stage = self.stages[number]
+        number = max(index for index, turns in enumerate(self.stages) if turns[0].first <= step)
+        turns = self.stages[number]
+        lap, turn = divmod(step - turns[0].first, len(turns))
+        stage = turns[turn]
         size = min(self.config.batch_size, stage.pairs)
         per_epoch = stage.pairs // size  # the rest of an epoch that fills no batch is dropped
-        epoch, index = divmod(step - stage.first, per_epoch)
-        if self._epoch is None or self._epoch[0] != (number, epoch):
-            order = epoch_order(stage.parts, [self.seed, 0, number, epoch], self.config.shuffle_window)
+        epoch, index = divmod(lap, per_epoch)
+        known = self._epochs.get((number, turn))
+        if known is None or known[0] != epoch:
+            seed = [self.seed, 0, number, epoch, *([turn] if turn else [])]
+            order = epoch_order(stage.parts, seed, self.config.shuffle_window)
             starts = np.cumsum(stage.sizes[order]) - stage.sizes[order]
-            cuts = np.searchsorted(starts, np.arange(per_epoch + 1) * size)
-            self._epoch = ((number, epoch), order, cuts)
-        _, order, cuts = self._epoch
+            known = (epoch, order, np.searchsorted(starts, np.arange(per_epoch + 1) * size))
+            self._epochs = {key: one for key, one in self._epochs.items() if key[0] == number} | {(number, turn): known}
+        _, order, cuts = known
         pairs = stage.units[order[cuts[index] : cuts[index + 1]]].reshape(-1)
         kept: np.ndarray = pairs[pairs >= 0]
         return kept
@@ -157,6 +167,12 @@ class Sampler:
             return None
         rng = np.random.default_rng([self.seed, 3, step])
         return [_some(self.table.phrases_of(int(pair)), self.config.phrases, rng) for pair in pairs]
+
+    def _further(self, pairs: np.ndarray, step: int) -> list[np.ndarray] | None:
+        if not self.config.further:
+            return None
+        rng = np.random.default_rng([self.seed, 4, step])
+        return [_some(self.table.further_of(int(pair)), self.config.further, rng) for pair in pairs]
 
     def _mined(self, pair: int, rng: np.random.Generator) -> np.ndarray:
         none = np.zeros(0, dtype=np.int64)
@@ -174,29 +190,38 @@ def _some(given: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarra
     return given if wanted < 0 or wanted >= len(given) else rng.choice(given, wanted, replace=False)
 
 
-def _stages(table: PairTable, config: DataConfig, steps: int, parts: np.ndarray | None) -> list[_Epochs]:
+def _stages(table: PairTable, config: DataConfig, steps: int, parts: np.ndarray | None) -> list[list[_Epochs]]:
+    """The turns of each stage."""
     stages, ended = [], 0.0
-    for stage in config.curriculum:
-        if not ended < stage.until <= 1:
+    turns = [_matching(table, "category", (pattern,), "data.turns") for pattern in config.turns]
+
+    def stage(first: int, taken: np.ndarray) -> list[_Epochs]:
+        kinds = [taken & turn for turn in turns] or [taken]
+        if not all(kind.any() for kind in kinds):
+            raise InputError("a stage of data.curriculum has no pairs for one of data.turns", "Change either.")
+        return [_Epochs.of(first, table, kind, parts, config.groups) for kind in kinds]
+
+    for part in config.curriculum:
+        if not ended < part.until <= 1:
             raise UsageError(
-                f"data.curriculum: until = {stage.until} comes after {ended}",
+                f"data.curriculum: until = {part.until} comes after {ended}",
                 "The shares grow from stage to stage, up to 1.",
             )
-        stages.append(_Epochs.of(round(ended * steps), table, _matching(table, stage), parts, config.groups))
-        ended = stage.until
+        stages.append(stage(round(ended * steps), _matching(table, part.column, part.match, "data.curriculum")))
+        ended = part.until
     if ended < 1:
-        stages.append(_Epochs.of(round(ended * steps), table, np.ones(len(table), dtype=bool), parts, config.groups))
+        stages.append(stage(round(ended * steps), np.ones(len(table), dtype=bool)))
     return stages
 
 
-def _matching(table: PairTable, stage: Stage) -> np.ndarray:
-    """(N,) bool: the pairs of a stage."""
-    values = table.labels[stage.column]
-    verdict = {value: any(fnmatch.fnmatchcase(value, pattern) for pattern in stage.match) for value in set(values)}
+def _matching(table: PairTable, column: str, patterns: tuple[str, ...], setting: str) -> np.ndarray:
+    """(N,) bool: the pairs whose `column` any of the patterns matches."""
+    values = table.labels[column]
+    verdict = {value: any(fnmatch.fnmatchcase(value, pattern) for pattern in patterns) for value in set(values)}
     matching = np.array([verdict[value] for value in values], dtype=bool)
     if not matching.any():
         raise InputError(
-            f"no pair of {table.path} has {stage.column} like {' or '.join(stage.match) or 'nothing'}",
-            "Change data.curriculum; to do without: --set 'data.curriculum=[]'.",
+            f"no pair of {table.path} has {column} like {' or '.join(patterns) or 'nothing'}",
+            f"Change {setting}; to do without: --set '{setting}=[]'.",
         )
     return matching

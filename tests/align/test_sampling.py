@@ -194,3 +194,70 @@ def test_a_mined_negative_is_not_the_given_one_again(store, quad_table):
         for row in source.draw(step).negatives:
             kept = row[row >= 0].tolist()
             assert len(set(kept)) == len(kept)
+
+
+# --- further captions, and turns -------------------------------------------------------------------------
+
+
+def test_further_captions_are_the_images_other_ones(plain_table, store):
+    """Images below 10 have two captions; a pair draws the one that is not its own, which is right for its image."""
+    table = PairTable.read(plain_table, store)
+    assert table.further_of(3).tolist() == [table.captions[23]]
+    assert table.further_of(23).tolist() == [table.captions[3]]
+    assert table.further_of(15).tolist() == []
+    draw = sampler(table, batch_size=30, further=-1).draw(0)
+    assert draw.further.shape == (30, 1)
+    for (row, column), listed in zip(draw.pairs, draw.further[:, 0], strict=True):
+        image, own = draw.images[row], draw.captions[column]
+        others = set(table.captions[table.images == image].tolist()) - {own}
+        assert ({int(draw.captions[listed])} if listed >= 0 else set()) == others
+        assert listed < 0 or draw.positives[row, listed]
+    assert sampler(table, batch_size=30).draw(0).further is None
+
+
+def test_further_captions_stand_in_the_tables_order_once(tmp_path, store):
+    texts = text_keys(5)
+    rows = [Pair(image_keys(1)[0], texts[number]) for number in (3, 1, 4, 1, 0)]
+    write_pairs(tmp_path / "p.parquet", rows)
+    table = PairTable.read(tmp_path / "p.parquet", store)
+    assert [table.caption_keys[row] for row in table.further_of(1)] == [texts[number] for number in (3, 4, 0)]
+    drawn = {len(sampler(table, batch_size=1, further=2).draw(step).further[0]) for step in range(9)}
+    assert drawn == {2}
+
+
+def test_further_captions_of_partners_are_scored_too(plain_table, store):
+    table = PairTable.read(plain_table, store)
+    draw = sampler(table, batch_size=20, further=-1, partners=2).draw(0)
+    drawn = zip(draw.pairs, draw.further[:, 0], strict=True)
+    assert all(draw.scored[row, listed] for (row, _), listed in drawn if listed >= 0)
+    scored = draw.scored.sum()
+    assert scored > sampler(table, batch_size=20, partners=2).draw(0).scored.sum()
+    assert scored < draw.scored.size
+
+
+def test_turns_draw_one_kind_of_pairs_a_step(quad_table, store):
+    """Twelve groups, colour and size in turn: each kind has its own epochs, and a step holds one kind alone."""
+    table = PairTable.read(quad_table, store, ["category"])
+    source = sampler(table, batch_size=4, turns=("size", "col*"))
+    kinds = [{table.labels["category"][pair] for pair in source.pairs(step)} for step in range(8)]
+    assert kinds == [{"size"}, {"colour"}] * 4
+    for turn in (0, 1):
+        seen = np.concatenate([source.pairs(step) for step in range(turn, 6, 2)])
+        assert len(set(seen.tolist())) == 12, "an epoch of a kind draws each of its pairs once"
+    again = sampler(table, batch_size=4, turns=("size", "col*"))
+    assert all(np.array_equal(again.pairs(step), source.pairs(step)) for step in (7, 2, 5, 0))
+
+
+def test_turns_within_a_curriculum(quad_table, store):
+    table = PairTable.read(quad_table, store, ["category"])
+    late = sampler(table, 20, batch_size=4, turns=("size", "colour"), curriculum=(Stage(0.25, "category", ("*",)),))
+    kinds = [table.labels["category"][late.pairs(step)[0]] for step in range(8)]
+    assert kinds == ["size", "colour", "size", "colour", "size", "size", "colour", "size"]
+    with pytest.raises(InputError, match=r"one of data\.turns"):
+        sampler(table, turns=("size", "colour"), curriculum=(Stage(0.5, "category", ("size",)),))
+
+
+def test_a_turn_that_no_pair_matches_is_an_error(quad_table, store):
+    table = PairTable.read(quad_table, store, ["category"])
+    with pytest.raises(InputError, match=r"category like single.*data\.turns=\[\]"):
+        sampler(table, turns=("size", "single"))
