@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
-from .scenes import Group, Scene
+from .scenes import Group, Place, Scene
 from .vocabulary import COLOURS
 
 SUPER = 4
@@ -132,7 +132,7 @@ def _backdrop(seed: int, pixels: int) -> npt.NDArray[np.float64]:
     return canvas
 
 
-def _draw(canvas: npt.NDArray[np.float64], group: Group, place: tuple[float, float, float]) -> None:
+def _draw(canvas: npt.NDArray[np.float64], group: Group, place: Place) -> None:
     pixels = canvas.shape[0]
     x, y, diameter = (value * pixels for value in place)
     x0, x1 = max(int(x - diameter / 2), 0), min(int(x + diameter / 2) + 1, pixels)

@@ -12,7 +12,7 @@ from .vocabulary import COLOURS, HELD_OUT_COLOURS, HELD_OUT_TEXTURES, SHAPES, SI
 
 RENDERER = 1  # raised whenever the same scene would give other pixels: it is part of every image's key
 DIAMETER = {"small": 0.18, "medium": 0.26, "large": 0.37}  # of the picture's width; 11.5, 16.6, 23.7 px at 64
-Place = tuple[float, float, float]  # centre x, centre y, diameter, as fractions of the picture's width
+Place = tuple[float, ...]  # centre x, centre y, diameter, as fractions of the picture's width; `scenes3d` adds a turn
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Scene:
     @property
     def count(self) -> int:
         return sum(group.count for group in self.groups)
+
+    def relation(self, first: int, second: int) -> str | None:
+        """How one group stands to another, by their numbers; see `relation`."""
+        return relation(self.groups[first], self.groups[second])
 
     def recipe(self) -> bytes:
         """Canonical bytes that determine the pixels: the content key of the picture is a hash of them."""
@@ -133,9 +137,18 @@ def arrange(rng: Random, kinds: list[tuple[Group, int]], background: int) -> Sce
 
 def relation(first: Group, second: Group) -> str | None:
     """left, right, above or below, if the first stands clearly so to the second; None when it is unclear."""
-    dx, dy = second.centre[0] - first.centre[0], second.centre[1] - first.centre[1]
-    if max(abs(dx), abs(dy)) < 0.2 or min(abs(dx), abs(dy)) > 0.7 * max(abs(dx), abs(dy)):
+    return direction(first.centre, second.centre, 0.2, ("left", "right", "above", "below"))
+
+
+Point = tuple[float, float]
+
+
+def direction(first: Point, second: Point, least: float, names: tuple[str, str, str, str]) -> str | None:
+    """Where the first point lies as seen from the second: before or behind it along x, before or behind it along y,
+    by `names`; None where it is nearer than `least` or both axes would do."""
+    dx, dy = second[0] - first[0], second[1] - first[1]
+    if max(abs(dx), abs(dy)) < least or min(abs(dx), abs(dy)) > 0.7 * max(abs(dx), abs(dy)):
         return None
     if abs(dx) > abs(dy):
-        return "left" if dx > 0 else "right"
-    return "above" if dy > 0 else "below"
+        return names[0] if dx > 0 else names[1]
+    return names[2] if dy > 0 else names[3]

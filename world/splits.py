@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from random import Random
 
-from .captions import Caption, Mention, exchanged, tell, word_freely
-from .scenes import DIAMETER, Group, Scene, arrange, close_up, held_out, relation, sample
+from .captions import Caption, tell, word_freely
+from .scenes import Scene, arrange, close_up, held_out, sample
+from .swaps import Quadruplet, resized, swapped, tell_both
 from .vocabulary import CATEGORIES, SIZES, TEXTURES
 
 JUDGED = ("in_domain", "unseen_combinations", "unseen_counts", "unseen_templates")
@@ -21,13 +21,7 @@ PLAIN = {"train": 20_000, "validation": 600, "test": 1_000}
 QUADS = {"train": 24_000, "validation": 500, "test": 2_500}
 
 
-@dataclass(frozen=True)
-class Quad:
-    """Two scenes and two captions that differ by one exchange; caption i tells scene i."""
-
-    category: str
-    scenes: tuple[Scene, Scene]
-    captions: tuple[Caption, Caption]
+Quad = Quadruplet[Scene]
 
 
 def seeded(*names: object) -> Random:
@@ -100,14 +94,14 @@ def _attempt(rng: Random, category: str, split: str) -> Quad | None:
     loose = split == "unseen_combinations"
     scene = sample(rng, counts, (lambda group: True) if loose else None)
     scene = _distinguish(rng, scene, category)
-    twin = _swap(rng, scene, category)
+    twin = swapped(scene, category)
     if twin is None:
         return None
     unseen = sum(held_out(group) for s in (scene, twin) for group in s.groups[:2])
     elsewhere = any(held_out(group) for group in scene.groups[2:])
     if unseen < 2 if loose else (unseen or elsewhere):
         return None
-    return _tell_both(rng, category, scene, twin, split == "unseen_templates")
+    return tell_both(rng, category, scene, twin, split == "unseen_templates")
 
 
 def _distinguish(rng: Random, scene: Scene, category: str) -> Scene:
@@ -129,81 +123,8 @@ def _distinguish(rng: Random, scene: Scene, category: str) -> Scene:
             roomy = [dataclasses.replace(group, size=SIZES[2]) for group in groups[:2]] + rest
             fixed = arrange(rng, [(group, group.count) for group in roomy], scene.background)
             if fixed is not None:
-                small = [_resized(group, like.size) for group, like in zip(fixed.groups, groups, strict=True)]
+                small = [resized(group, like.size) for group, like in zip(fixed.groups, groups, strict=True)]
                 fixed = dataclasses.replace(fixed, groups=tuple(small))
         if fixed is not None:
             return fixed
     return scene
-
-
-def _resized(group: Group, size: str) -> Group:
-    """The group at the same centres in another size."""
-    if group.size == size:
-        return group
-    scale = DIAMETER[size] / DIAMETER[group.size]
-    places = tuple((x, y, round(diameter * scale, 4)) for x, y, diameter in group.places)
-    return dataclasses.replace(group, size=size, places=places)
-
-
-def _swap(rng: Random, scene: Scene, category: str) -> Scene | None:
-    """The scene with the category's attribute of its first two groups exchanged, all else in place."""
-    first, second, *rest = scene.groups
-    if category == "colour":
-        new = (
-            dataclasses.replace(first, colour=second.colour),
-            dataclasses.replace(second, colour=first.colour),
-        )
-    elif category == "material":
-        if first.texture == second.texture:
-            return None
-        new = (
-            dataclasses.replace(first, texture=second.texture),
-            dataclasses.replace(second, texture=first.texture),
-        )
-    elif category == "size":
-        if {first.size, second.size} != {SIZES[0], SIZES[2]}:
-            return None
-        new = _resized(first, second.size), _resized(second, first.size)
-    elif first.size != second.size:
-        return None
-    else:  # quantity and relation: the two groups exchange their places
-        if category == "relation" and relation(first, second) is None:
-            return None
-        new = (
-            dataclasses.replace(first, places=second.places),
-            dataclasses.replace(second, places=first.places),
-        )
-    return Scene((*new, *rest), scene.background)
-
-
-def _tell_both(rng: Random, category: str, scene: Scene, twin: Scene, unseen: bool) -> Quad | None:
-    """Captions that name every group with at least its colour and the attribute that is exchanged."""
-    wording = word_freely(rng, scene, unseen, full=True)
-    mentions = tuple(_sparser(rng, mention, category) for mention in wording.mentions)
-    wording = dataclasses.replace(wording, mentions=mentions, related=wording.related and category != "size")
-    told_twin = wording
-    if category == "relation":
-        swapped = [m for m in mentions if m.group < 2] + [m for m in mentions if m.group >= 2]
-        wording = dataclasses.replace(wording, mentions=tuple(swapped), related=True)
-        told_twin = exchanged(wording)
-    elif wording.related and relation(*(twin.groups[m.group] for m in mentions[:2])) != relation(
-        *(scene.groups[m.group] for m in mentions[:2])
-    ):
-        wording = told_twin = dataclasses.replace(wording, related=False)
-    captions = tell(scene, wording), tell(twin, told_twin)
-    if captions[0].text == captions[1].text:
-        return None
-    return Quad(category, (scene, twin), captions)
-
-
-def _sparser(rng: Random, mention: Mention, category: str) -> Mention:
-    """Half of the captions leave out attributes that the category does not need."""
-    if category == "material":  # "striped" and "with stripes" would not be the same words exchanged
-        mention = dataclasses.replace(mention, postfix=False)
-    if rng.random() < 0.5:
-        return mention
-    return dataclasses.replace(
-        mention,
-        texture=category == "material" or rng.random() < 0.3,
-        size=category == "size" or rng.random() < 0.3,
-    )

@@ -6,6 +6,7 @@ Synonyms stand behind each value; a caption draws one of them per value and keep
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 SHAPES: dict[str, tuple[str, str]] = {  # name: (singular, plural)
     name: (name, plural)
@@ -98,6 +99,31 @@ UNSEEN_TEMPLATES = (
 )
 JOINTS = ((", ", " and "), (" and ", " and "), (", ", " with "), (", ", " next to "))
 UNSEEN_JOINTS = ((" with ", " with "), (" next to ", ", "), (", ", ", "))
+ORDERS = (("size", "texture", "colour"), ("size", "colour", "texture"), ("texture", "size", "colour"))
+
+
+@dataclass(frozen=True)
+class Language:
+    """What a world is told in; the grammar in `captions` is the same for all.
+
+    nouns             shape → (singular, plural)
+    synonyms          value → the words that may stand for it
+    templates, unseen_templates   "{0}" is the list of what is in the scene
+    joints, unseen_joints         what stands between its members, and before the last
+    orders            of the adjectives
+    """
+
+    nouns: dict[str, tuple[str, str]]
+    synonyms: dict[str, tuple[str, ...]]
+    templates: tuple[str, ...]
+    unseen_templates: tuple[str, ...]
+    joints: tuple[tuple[str, str], ...]
+    unseen_joints: tuple[tuple[str, str], ...]
+    orders: tuple[tuple[str, ...], ...]
+
+
+FLAT = Language(SHAPES, SYNONYMS, TEMPLATES, UNSEEN_TEMPLATES, JOINTS, UNSEEN_JOINTS, ORDERS)
+"""The words of the embedded world of flat shapes."""
 
 
 def _held_out(kind: str, shape: str, value: str, one_in: int) -> bool:
