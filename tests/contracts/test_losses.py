@@ -20,7 +20,7 @@ def make_batch(images=6, extra=3, groups=True):
     """Six images; each has its caption, image 0 has two, and what images 0 and 1 share is said once; three more
     captions describe none of them, and are the hard negatives of the first pairs: two of pair 0, one of pair 1. The
     noun phrases of pair 0 are its second caption and what is shared, which is pair 1's too; the last pair's is its
-    caption."""
+    caption. The second caption of image 0 is the further one of its pair."""
     captions = images + 2 + extra
     positives = torch.zeros(images, captions, dtype=torch.bool)
     positives[:, :images] = torch.eye(images, dtype=torch.bool)
@@ -32,6 +32,8 @@ def make_batch(images=6, extra=3, groups=True):
     phrases[-1, 0] = images - 1
     phrases[:2, 1] = images + 1
     phrases[0, 0] = images
+    further = torch.full((images, 2), -1)
+    further[0, 0] = images
     if extra:
         negatives[0] = torch.tensor([captions - 3, captions - 2])
         negatives[1, 1] = captions - 1
@@ -41,6 +43,7 @@ def make_batch(images=6, extra=3, groups=True):
         pairs=torch.arange(images)[:, None].expand(-1, 2),
         negatives=negatives,
         phrases=phrases,
+        further=further,
     )
 
 
@@ -160,7 +163,7 @@ def test_order_does_not_matter(name):
     order = torch.randperm(len(batch.pairs), generator=made)
     back = columns.argsort()
     shuffled.pairs = torch.stack([rows.argsort()[batch.pairs[:, 0]], back[batch.pairs[:, 1]]], 1)[order]
-    for field in ("negatives", "phrases"):
+    for field in ("negatives", "phrases", "further"):
         listed = getattr(batch, field)
         setattr(shuffled, field, torch.where(listed < 0, -1, back[listed.clamp(min=0)])[order])
     for config in configs(name):

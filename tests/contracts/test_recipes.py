@@ -70,8 +70,9 @@ def pixels():
 
 def a_batch(config, pixels):
     """Two pairs that form a swap group, a hard negative each. Where the recipe draws noun phrases, the first pair has
-    two, one of them the other's negative, and the second caption is its own."""
-    captions = 5 if config.data.phrases else 4
+    two, one of them the other's negative, and the second caption is its own. Where it draws further captions, the first
+    pair has one."""
+    captions = 5 if config.data.phrases or config.data.further else 4
     images, texts = torch.randn(2, 50, 768), torch.randn(captions, 9, 512)
     text_mask = torch.ones(captions, 9, dtype=torch.bool)
     if config.level == "pixels":
@@ -79,6 +80,8 @@ def a_batch(config, pixels):
     positives = torch.eye(2, captions, dtype=torch.bool)
     if config.data.phrases:
         positives[0, 3:] = True
+    if config.data.further:
+        positives[0, 4] = True
     return Batch(
         images=images,
         image_mask=torch.ones(images.shape[:2], dtype=torch.bool),
@@ -91,6 +94,7 @@ def a_batch(config, pixels):
         pairs=torch.tensor([[0, 0], [1, 1]]),
         negatives=torch.tensor([[2], [3]]),
         phrases=torch.tensor([[3, 4], [1, -1]]) if config.data.phrases else None,
+        further=torch.tensor([[4], [-1]]) if config.data.further else None,
     )
 
 
