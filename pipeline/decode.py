@@ -194,7 +194,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _rendered(item: Item) -> Image.Image:
     assert callable(item.content)
-    pixels = item.content()
+    try:
+        pixels = item.content()
+    except OSError as error:  # of a crop or a row of a table: it is cut from a file
+        if error.errno in NOT_THE_FILE:
+            raise InputError(f"cannot read {item.source}: {error.strerror}", NOT_THE_FILE[error.errno]) from None
+        raise Unreadable(f"cannot be read: {error.strerror or error}") from None
     shape, dtype = getattr(pixels, "shape", None), getattr(pixels, "dtype", None)
     if dtype != np.uint8 or shape is None or len(shape) != 3 or shape[2] != 3:
         what = f"{shape} {dtype}" if shape is not None else type(pixels).__name__

@@ -1,5 +1,6 @@
 """Every image becomes RGB pixels or a reason; crops and segments are where they say."""
 
+import errno
 import io
 import struct
 import threading
@@ -129,6 +130,18 @@ def test_rendered_images():
     for wrong in (pixels.astype(np.float32), pixels[..., :2], pixels[0], None):
         with pytest.raises(InputError, match=r"the renderer of b made .*uint8"):
             open_image(Item.rendered(b"b", lambda wrong=wrong: wrong, "b"))
+
+
+def test_a_renderer_whose_file_is_gone_or_damaged_goes_to_the_quarantine(tmp_path):
+    """A crop is cut from a file when it is decoded; a process without descriptors says nothing of that file."""
+    gone = Item.rendered(b"crop", lambda: (tmp_path / "gone.jpg").read_bytes(), "gone")
+    assert reason(gone) == "cannot be read: No such file or directory"
+
+    def starved():
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.raises(InputError, match=r"cannot read crop: Too many open files"):
+        open_image(Item.rendered(b"crop", starved, "crop"))
 
 
 @pytest.mark.parametrize(
