@@ -186,9 +186,10 @@ def _of_benchmark(benchmark: str, sources: Sources | None, segments: str) -> Lis
     from .pipeline.job import Listing
 
     sources = sources or Sources()
-    sources.check_split(benchmark, registry.load("benchmarks", benchmark).INFO)
+    sources.check_choices(benchmark, registry.load("benchmarks", benchmark).INFO)
     root, images = (str(path.absolute()) if path else "" for path in (sources.root, sources.images))
-    return Listing("", sources.split or "", sources.limit, segments, benchmark, root, images, sources.allow_missing)
+    chosen = sources.split or "", sources.limit, segments, benchmark, root, images, sources.allow_missing
+    return Listing("", *chosen, variant=sources.variant or "")
 
 
 def _asking(workspace: Workspace) -> ExtractConfig:
@@ -371,7 +372,7 @@ def evaluate(
 
     workspace = workspace or Workspace.find()
     sources = sources or Sources()
-    sources.check_split(benchmark, registry.load("benchmarks", benchmark).INFO)
+    sources.check_choices(benchmark, registry.load("benchmarks", benchmark).INFO)
     spec = spec_named(backbone, level, "float16", workspace)
     if extract_missing:
         from .pipeline.extract import extract_listing

@@ -130,6 +130,7 @@ def evaluate(
     images: options.Images = None,
     split: options.Part = None,
     limit: options.Limit = None,
+    variant: options.Variant = None,
     level: options.Level = "tokens",
     allow_missing: options.AllowMissing = False,
     extract_: options.ExtractFirst = False,
@@ -154,7 +155,7 @@ def evaluate(
 
     workspace = find_workspace(work)
     chosen, _ = choose(workspace, backbone)
-    sources = sources_of(workspace, benchmark, root, images, allow_missing, split, limit)
+    sources = sources_of(workspace, benchmark, root, images, allow_missing, split, limit, variant)
     with console.Ticking() as ticking:
         rows = api.evaluate(
             benchmark, heads=head or (), runs=run or (), backbone=chosen, level=level, sources=sources,

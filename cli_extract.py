@@ -32,12 +32,12 @@ def choose(workspace: Workspace, backbone: str, data: str | None = None) -> tupl
 
 def sources_of(
     workspace: Workspace, benchmark: str, root: Path | None, images: Path | None, allow_missing: bool,
-    split: str | None, limit: int | None,
+    split: str | None, limit: int | None, variant: str | None = None,
 ) -> Sources:  # fmt: skip
     """Where a benchmark's files are: given, or in compal.toml."""
     from .eval.sources import Sources
 
-    return Sources(root or workspace.root_for(benchmark), images, allow_missing, split, limit)
+    return Sources(root or workspace.root_for(benchmark), images, allow_missing, split, limit, variant)
 
 
 def led(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,6 +68,7 @@ def extract(
     images: options.Images = None,
     allow_missing: options.AllowMissing = False,
     limit: options.Limit = None,
+    variant: options.Variant = None,
     segments: options.Segments = "",
     negatives: options.Negatives = None,
     phrases: options.Phrases = False,
@@ -103,9 +104,7 @@ def extract(
     from .pipeline.plan import ExtractConfig
 
     workspace = find_workspace(work)
-    if benchmark and (data or split or negatives or phrases):
-        cure = "Drop --data, --split, --negatives and --phrases, or --benchmark."
-        raise UsageError("--benchmark brings its own items", cure)
+    _refuse_both(benchmark, variant, data or split or negatives or phrases)
     chosen, dataset = choose(workspace, backbone, None if benchmark else data)
     config = ExtractConfig(
         batch_size=_batch_size(batch_size), workers=workers, device=_device(device, engine, dry_run),
@@ -117,7 +116,7 @@ def extract(
         "config": config, "workspace": workspace,
     }  # fmt: skip
     items = asked | {"limit": limit, "negatives": negatives or (), "phrases": phrases}
-    sources = sources_of(workspace, benchmark, root, images, allow_missing, None, limit) if benchmark else None
+    sources = sources_of(workspace, benchmark, root, images, allow_missing, None, limit, variant) if benchmark else None
     if dry_run:
         found = api.preview(chosen, dataset, split or (), benchmark=benchmark, sources=sources, timed=True, **items)
         console.show_previews(found, as_json)
@@ -129,6 +128,15 @@ def extract(
             done = api.extract(chosen, dataset, split or (), progress=ticking.tick, **items)
     workspace.remember(chosen, dataset)
     console.show_summaries(done, as_json)
+
+
+def _refuse_both(benchmark: str, variant: str | None, data: object) -> None:
+    """A benchmark brings its own items, and only a benchmark has variants."""
+    if variant and not benchmark:
+        raise UsageError("--variant is of a benchmark", "Name it with --benchmark, or leave --variant out.")
+    if benchmark and data:
+        cure = "Drop --data, --split, --negatives and --phrases, or --benchmark."
+        raise UsageError("--benchmark brings its own items", cure)
 
 
 def _device(asked: str, engine: str, dry_run: bool) -> str:

@@ -118,7 +118,7 @@ def open_course(
     module = registry.load("benchmarks", benchmark)
     if module.INFO["metric"] == "recall":
         raise UsageError(f"{benchmark} asks for retrieval, and the ladder for swaps", "Take shapes, winoground, bivlc.")
-    sources.check_split(benchmark, module.INFO)
+    sources.check_choices(benchmark, module.INFO)
     for count in crops:
         if count not in GRIDS:
             raise UnknownName.among("grid of windows", str(count), map(str, GRIDS))

@@ -81,6 +81,9 @@ Judge = Annotated[str, typer.Argument(help="Benchmark; see `compal ls benchmarks
 Runs = Annotated[list[str] | None, _option(WHAT, "Run id, checkpoint, or shipped:NAME; repeat for several.", "--run")]
 Heads = Annotated[list[str] | None, _option(WHAT, "Training-free head: cosine, maxsim; repeat.", "--head")]
 Part = Annotated[str | None, _option(WHAT, "One split or subset of it.")]
+Variant = Annotated[
+    str | None, _option(WHAT, "Known erratum or rival form to read instead of the corrected default.", "--variant")
+]
 ExtractFirst = Annotated[bool, _option(WHAT, "Extract first what the cache lacks.", "--extract")]
 ByCategory = Annotated[bool, _option(OUTPUT, "A column per category.", "--by-category")]
 Format = Annotated[str, _option(OUTPUT, "table, md, csv, latex or json.", "--format")]

@@ -70,7 +70,7 @@ def judged(
         info = registry.load("benchmarks", name).INFO
         root = (roots or {}).get(name) or workspace.root_for(name)
         sources = Sources(root, (images or {}).get(name), split=split or None, limit=limit)
-        sources.check_split(name, info)
+        sources.check_choices(name, info)
         found.append(Judged(name, sources))
     if len(set(benchmarks)) != len(benchmarks):
         raise UsageError("a benchmark is named twice", "Name each once; NAME:SPLIT for several splits of one.")

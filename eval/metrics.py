@@ -2,7 +2,8 @@
 
 Every comparison is strict: a tie is a miss, so an encoder that returns a constant scores 0 %. What is
 undefined (no items, an image without a right caption) is None, never 0 or 1. A NaN score is an error.
-Percentages are in [0, 100] and follow from the per-item hits of `pairs_hits`, `quads_hits`, `recall_ranks`.
+Percentages are in [0, 100] and follow from the per-item hits of `pairs_hits`, `quads_hits`, `positives_hits`,
+`text_hits` and `recall_ranks`.
 """
 
 from __future__ import annotations
@@ -93,6 +94,45 @@ def quads(scores: Any) -> Result:
     return {**{name: percent(hit) for name, hit in hits.items()}, "n": len(ties), "ties": int(ties.sum())}
 
 
+def positives_hits(right: Any, wrong: Any) -> dict[str, Bools]:
+    """Per item of one image, two captions that are both right and K wrong ones, four vectors (N,):
+
+    p1_neg, p2_neg  the first, the second right caption is above every wrong one;  itt  both
+    ties            one of them equals a wrong one
+
+    right (N, 2), wrong (N, K) with K ≥ 1. Raises `InputError` for NaN or another shape. Source: the image-to-text task
+    of SugarCrepe++ (Sri-Harsha/scpp), which is strict.
+    """
+    values = _floats(right, "right", 2)
+    if values.shape[1] != 2:
+        raise InputError(f"right has shape {values.shape}; (N, 2 captions) is needed")
+    (first, tied), (second, tied_too) = (pairs_hits(values[:, side], wrong) for side in (0, 1))
+    return {"itt": first & second, "p1_neg": first, "p2_neg": second, "ties": tied | tied_too}
+
+
+def positives(right: Any, wrong: Any) -> Result:
+    """Two right captions and wrong ones: `itt`, `p1_neg`, `p2_neg` in percent, `n` items, `ties` among them.
+
+    Chance is 33.33, 50 and 50 with one wrong caption. See `positives_hits` for shapes and errors.
+    """
+    hits = positives_hits(right, wrong)
+    ties = hits.pop("ties")
+    return {**{name: percent(hit) for name, hit in hits.items()}, "n": len(ties), "ties": int(ties.sum())}
+
+
+def text_hits(between: Any) -> Bools:
+    """Per item: are two captions of one meaning nearer to each other than either is to the wrong one.
+
+    between (N, 3): similarities of (first, second), (first, wrong), (second, wrong) → hits (N,), strict. Chance is
+    33.33. Raises `InputError` for NaN or another shape. Source: the text-only task of SugarCrepe++.
+    """
+    values = _floats(between, "between", 2)
+    if values.shape[1] != 3:
+        raise InputError(f"between has shape {values.shape}; (N, 3 similarities) is needed")
+    hits: Bools = (values[:, 0] > values[:, 1]) & (values[:, 0] > values[:, 2])
+    return hits
+
+
 def recall_ranks(similarity: Any, truth: Any) -> tuple[NDArray[np.int64], Bools]:
     """Strict rank of the best right candidate of every row, and whether a wrong candidate equals it.
 
@@ -132,3 +172,21 @@ def recall(similarity: Any, truth: Any, ks: Sequence[int] = (1, 5, 10)) -> Resul
         ties += int(tied.sum())
         counted.append(len(defined))
     return {**result, "n": counted[0], "n_captions": counted[1], "ties": ties}
+
+
+def classification(similarity: Any, truth: Any, ks: Sequence[int] = (1, 5)) -> Result:
+    """Images × classes: `top{k}` in percent for every k of `ks`, and `mean_per_class`, the mean over classes of what
+    share of their images is right at 1; `n` images, `ties` among them.
+
+    similarity (I, K), truth (I, K) bool. An image without a right class does not count; one with several is found by
+    the best of them and belongs to the first. Strict: a class that scores as high as the right one stands before it.
+    """
+    right = np.asarray(truth, dtype=bool)
+    ranks, ties = recall_ranks(similarity, right)
+    counted = ranks > 0
+    found = ranks[counted]
+    labels = right.argmax(axis=1)[counted] if right.size else np.zeros(0, np.int64)
+    means = [np.mean(found[labels == label] <= 1) for label in np.unique(labels)]
+    result: Result = {f"top{k}": percent(found <= k) for k in ks}
+    result["mean_per_class"] = 100.0 * float(np.mean(means)) if means else None
+    return {**result, "n": len(found), "ties": int(ties.sum())}

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ from . import intervals, metrics
 from .sources import Group
 
 FORMAT = 1
+MATRICES = ("recall", "classification")
+"""Metrics whose groups hold many queries: their hits are not one a row."""
 ROWS, META = "rows.parquet", "scores.json"
 # What `scores.json` says of its own row; the rest it says of the evaluation.
 OF_ONE_ROW = ("label", "role", "order", "store", "scorer", "rows", "format")
@@ -81,9 +84,9 @@ class ResultRow:
 
 def table(groups: list[Group], similarities: NDArray[np.float32], metric: str) -> pa.Table:
     """The rows to save: `similarities` holds the I × C scores of every group, row-major, end to end."""
-    sizes = np.array([len(group.images) * len(group.captions) for group in groups], np.int64)
+    sizes = np.array([len(group.images) * group.columns for group in groups], np.int64)
     offsets = np.concatenate([[0], sizes.cumsum()])
-    truth = [value for group in groups for row in group.truth for value in row]
+    truth = np.concatenate([group.right().ravel() for group in groups]) if groups else np.zeros(0, bool)
     columns: dict[str, Any] = {
         "id": [group.id for group in groups],
         "category": [group.category for group in groups],
@@ -93,7 +96,7 @@ def table(groups: list[Group], similarities: NDArray[np.float32], metric: str) -
         "truth": pa.LargeListArray.from_arrays(offsets, pa.array(truth, pa.bool_())),
         "similarities": pa.LargeListArray.from_arrays(offsets, pa.array(similarities, pa.float32())),
     }
-    if metric != "recall":
+    if metric not in MATRICES:
         hits, ties = _hits(pa.table(columns), metric)
         columns |= {**hits, "tie": ties}
     return pa.table(columns)
@@ -106,8 +109,13 @@ def _hits(rows: pa.Table, metric: str) -> tuple[dict[str, metrics.Bools], metric
         hits = metrics.quads_hits(flat.reshape(-1, 2, 2))
         ties = hits.pop("ties")
         return hits, ties
+    if metric == "positives":
+        wide = flat.reshape(-1, 3)
+        hits = metrics.positives_hits(wide[:, :2], wide[:, 2:])
+        ties = hits.pop("ties")
+        return hits, ties
     truth = rows["truth"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    sizes = np.array([len(captions) for captions in rows["captions"].to_pylist()], np.int64)
+    sizes = pc.list_value_length(rows["similarities"].combine_chunks()).to_numpy()
     item = np.repeat(np.arange(len(sizes)), sizes)
     place = np.arange(len(flat)) - np.repeat(sizes.cumsum() - sizes, sizes)
     wide = np.full((len(sizes), int(sizes.max(initial=2))), -np.inf, np.float32)
@@ -128,9 +136,11 @@ class _Outcomes:
 
 def _outcomes(rows: pa.Table, meta: dict[str, Any]) -> list[_Outcomes]:
     categories = rows["category"].to_pylist()
-    if meta["metric"] != "recall":
+    if meta["metric"] not in MATRICES:
         hits, ties = _hits(rows, meta["metric"])
         return [_Outcomes(hits, ties, rows["images"].to_pylist(), categories)]
+    if meta["metric"] == "classification":
+        return [_classified(rows, meta["ks"])]
     parts: dict[str, list[_Outcomes]] = {"i2t": [], "t2i": []}
     for row, category in zip(rows.to_batches(max_chunksize=1), categories, strict=True):
         images, captions = row["images"][0].as_py(), row["captions"][0].as_py()
@@ -146,6 +156,21 @@ def _outcomes(rows: pa.Table, meta: dict[str, Any]) -> list[_Outcomes]:
             keys = [[images[owner]] for owner in owners[asked]]
             parts[direction].append(_Outcomes(hits, ties[asked], keys, [category] * len(keys)))
     return [_joined(found) for found in parts.values() if found]
+
+
+def _classified(rows: pa.Table, ks: list[int]) -> _Outcomes:
+    """An item an image, found among the classes."""
+    parts = []
+    for row in rows.to_batches(max_chunksize=1):
+        images = row["images"][0].as_py()
+        scores = row["similarities"].flatten().to_numpy().reshape(len(images), -1)
+        truth = row["truth"].flatten().to_numpy(zero_copy_only=False).reshape(scores.shape)
+        ranks, ties = metrics.recall_ranks(scores, truth)
+        asked = ranks > 0
+        keys = [[image] for image, one in zip(images, asked, strict=True) if one]
+        hits = {f"top{k}": ranks[asked] <= k for k in ks}
+        parts.append(_Outcomes(hits, ties[asked], keys, [row["category"][0].as_py()] * len(keys)))
+    return _joined(parts)
 
 
 def _joined(parts: list[_Outcomes]) -> _Outcomes:

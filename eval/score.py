@@ -29,7 +29,7 @@ from ..errors import InputError, MissingFeatures, SpecMismatch, UsageError
 from . import references, results
 from .references import KeyScorer, Pairs
 from .results import ResultRow
-from .sources import Group, Sources, check, sample_fingerprint
+from .sources import KS, Group, Sources, check, headline, sample_fingerprint
 
 if TYPE_CHECKING:
     from ..stores.store import Store
@@ -80,7 +80,7 @@ def evaluate(
     module = registry.load("benchmarks", benchmark_name)
     name = benchmark_name.rpartition(".")[2]
     metric = str(module.INFO["metric"])
-    sources.check_split(name, module.INFO)
+    sources.check_choices(name, module.INFO)
     groups = available(check(list(module.groups(sources)), metric), store, sources, name)
     given.excluded.update(sources.excluded)
     given.notes.update(sources.notes)
@@ -307,7 +307,11 @@ def _shared(
         "title": info["title"],
         "metric": info["metric"],
         "chance": info["chance"],
-        "ks": list(info.get("ks", (1, 5, 10))),
+        "ks": list(info.get("ks", (1, 5) if info["metric"] == "classification" else KS)),
+        "headline": list(headline(info)),
+        "variant": sources.variant or "",
+        "revision": info["revision"],
+        "tie_rule": info["tie_rule"],
         "pools": {pool: list(members) for pool, members in getattr(module, "POOLS", {}).items()},
         "averages": {average: list(members) for average, members in getattr(module, "AVERAGES", {}).items()},
         "citation": info["citation"],

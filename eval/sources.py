@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..config import fingerprint
 from ..errors import InputError, UnknownName
@@ -20,6 +23,7 @@ class Sources:
     allow_missing  leave out items whose image is not there and list them, instead of stopping
     split          which split or subset; None is the benchmark's default
     limit          at most so many groups of every category (a smoke test, never a result to quote)
+    variant        which known erratum or rival form to read (a name of INFO["variants"]); None is the corrected default
     excluded       filled while reading: group id → why it was left out
     notes          filled while reading: what a reader of the table must know about the files
     """
@@ -29,6 +33,7 @@ class Sources:
     allow_missing: bool = False
     split: str | None = None
     limit: int | None = None
+    variant: str | None = None
     excluded: dict[str, str] = field(default_factory=dict, compare=False)
     notes: dict[str, None] = field(default_factory=dict, compare=False)
 
@@ -40,15 +45,32 @@ class Sources:
             raise InputError(f"no folder {self.root} for benchmark '{benchmark}'", files)
         return self.root
 
-    def check_split(self, benchmark: str, info: dict[str, Any]) -> None:
-        """Refuse a split that the benchmark does not have, before anything is read. An empty `splits` stands for
-        names that are in its files."""
-        if self.split is None:
-            return
-        if "splits" not in info:
-            raise UnknownName(f"benchmark '{benchmark}' has no splits, so no '{self.split}'", "Leave --split out.")
-        if info["splits"] and self.split not in info["splits"]:
-            raise UnknownName.among(f"split of {benchmark}", self.split, info["splits"])
+    def check_choices(self, benchmark: str, info: dict[str, Any]) -> None:
+        """Refuse a split or a variant that the benchmark does not have, before anything is read. An empty `splits`
+        stands for names that are in its files."""
+        if self.split is not None:
+            if "splits" not in info:
+                raise UnknownName(f"benchmark '{benchmark}' has no splits, so no '{self.split}'", "Leave --split out.")
+            if info["splits"] and self.split not in info["splits"]:
+                raise UnknownName.among(f"split of {benchmark}", self.split, info["splits"])
+        if self.variant is not None:
+            known = info.get("variants", {})
+            if not known:
+                what = f"benchmark '{benchmark}' has no variants, so no '{self.variant}'"
+                raise UnknownName(what, "Leave --variant out.")
+            if self.variant not in known:
+                raise UnknownName.among(f"variant of {benchmark}", self.variant, known)
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Truth of many images and captions, sparse: the positions of what is right for each image, of `width` in all."""
+
+    rows: tuple[tuple[int, ...], ...]
+    width: int
+
+
+Truth = tuple[tuple[bool, ...], ...] | Matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +80,65 @@ class Group:
     id        unique within the benchmark and its split
     images    I keys
     captions  C keys
-    truth     I × C: does the caption describe the image
+    truth     I × C: does the caption describe the image; `Matches` where that is large
     category  what is tested (colour, swap_obj, …); "" if the benchmark has none
     source    where it comes from, for people
+    classes   of `classification` alone: the class of each caption, 0 … K-1, the captions of a class being its prompts;
+              `truth` is I × K then
+    sets      items that count together under a metric's name, as ("pair", "mug on table"): such a metric is hit where
+              all items of the set are; of `pairs` alone
     """
 
     id: str
     images: tuple[str, ...]
     captions: tuple[str, ...]
-    truth: tuple[tuple[bool, ...], ...]
+    truth: Truth
     category: str = ""
     source: str = ""
+    classes: tuple[int, ...] = ()
+    sets: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def columns(self) -> int:
+        """C, or K where captions are prompts of classes."""
+        return max(self.classes) + 1 if self.classes else len(self.captions)
+
+    def right(self) -> NDArray[np.bool_]:
+        """`truth` as (I, C) bool, or (I, K)."""
+        if not isinstance(self.truth, Matches):
+            return np.array(self.truth, bool).reshape(len(self.images), -1)
+        found = np.zeros((len(self.truth.rows), self.truth.width), bool)
+        for row, places in enumerate(self.truth.rows):
+            found[row, list(places)] = True
+        return found
 
 
-METRICS = ("pairs", "quads", "recall")
+METRICS = ("pairs", "quads", "positives", "recall", "classification")
+KS = (1, 5, 10)
+TIE_RULES = ("lose", "half", "win")
+HEADLINES = {
+    "pairs": ("accuracy",),
+    "quads": ("group",),
+    "positives": ("itt",),
+    "classification": ("top1",),
+}
 PAIR_TRUTH = ((True, False),)
 """Truth of one image with its caption and one wrong caption."""
 QUAD_TRUTH = ((True, False), (False, True))
 """Truth of two images with two captions, in order."""
+POSITIVES_TRUTH = ((True, True, False),)
+"""Truth of one image with two captions and one wrong caption."""
+
+
+def headline(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """The metrics to quote first, of a benchmark's INFO or of a row's `scores.json`: its `headline`, else the
+    strictest there is, for retrieval recall at the smallest k both ways."""
+    named = info.get("headline")
+    if named:
+        return (named,) if isinstance(named, str) else tuple(named)
+    if info["metric"] == "recall":
+        return tuple(f"{way}_r@{min(info.get('ks', KS))}" for way in ("i2t", "t2i"))
+    return HEADLINES[info["metric"]]
 
 
 def limited(groups: Iterable[Group], limit: int | None) -> Iterator[Group]:
@@ -95,19 +158,56 @@ def check(groups: list[Group], metric: str) -> list[Group]:
         raise InputError("the benchmark has no groups to score", "Check --root, --split and --limit.")
     ids: set[str] = set()
     for group in groups:
-        images, captions = len(group.images), len(group.captions)
         if group.id in ids:
             raise InputError(f"two groups have the id '{group.id}'", "Make the ids unique.")
         ids.add(group.id)
-        if len(group.truth) != images or any(len(row) != captions for row in group.truth):
-            raise InputError(f"group '{group.id}': truth is not {images} images × {captions} captions")
-        if metric == "pairs" and (group.truth[0][:2] != PAIR_TRUTH[0] or sum(group.truth[0]) != 1 or images != 1):
-            raise InputError(f"group '{group.id}' is not one image × (its caption, wrong captions)")
-        if metric == "quads" and group.truth != QUAD_TRUTH:
-            raise InputError(f"group '{group.id}' is not two images × their two captions")
+        _check_shape(group)
+        wrong = _misfit(group, metric)
+        if wrong:
+            raise InputError(f"group '{group.id}' is not {wrong}")
     return groups
+
+
+def _check_shape(group: Group) -> None:
+    images, columns = len(group.images), group.columns
+    words = "classes" if group.classes else "captions"
+    if isinstance(group.truth, Matches):
+        fits = len(group.truth.rows) == images and group.truth.width == columns
+        fits = fits and all(0 <= place < columns for row in group.truth.rows for place in row)
+    else:
+        fits = len(group.truth) == images and all(len(row) == columns for row in group.truth)
+    if not fits:
+        raise InputError(f"group '{group.id}': truth is not {images} images × {columns} {words}")
+    if group.classes and (len(group.classes) != len(group.captions) or set(group.classes) != set(range(columns))):
+        raise InputError(f"group '{group.id}': classes are not 0 to {columns - 1}, one for each caption")
+
+
+def _misfit(group: Group, metric: str) -> str:
+    """What the group should be and is not; "" if it fits."""
+    if bool(group.classes) != (metric == "classification"):
+        return "images × the prompts of classes" if metric == "classification" else "without classes"
+    if group.sets and metric != "pairs":
+        return "without sets"
+    if metric == "pairs":
+        cells = group.right()
+        one = 1 in cells.shape and cells.size > 1 and cells.sum() == 1 and cells.flat[0]
+        return "" if one else "one image × (its caption, wrong captions), or one caption × (its image, wrong images)"
+    if metric == "quads":
+        return "" if group.truth == QUAD_TRUTH else "two images × their two captions"
+    if metric == "positives":
+        return "" if group.truth == POSITIVES_TRUTH else "one image × (two captions, a wrong one)"
+    return ""
 
 
 def sample_fingerprint(groups: Iterable[Group]) -> str:
     """64 hex digits over ids, keys, truth and categories: rows of one table must agree on it."""
-    return fingerprint([[g.id, g.images, g.captions, g.truth, g.category] for g in groups])
+    return fingerprint([_identity(group) for group in groups])
+
+
+def _identity(group: Group) -> list[Any]:
+    truth: Any = group.truth
+    if isinstance(truth, Matches):
+        truth = [truth.width, truth.rows]
+    # What older groups have not adds nothing, so that the fingerprints of saved rows stay what they were.
+    more = [part for part in (group.classes, group.sets) if part]
+    return [group.id, group.images, group.captions, truth, group.category, *more]

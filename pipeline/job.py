@@ -37,6 +37,7 @@ class Listing:
     benchmark      its name; "" for a dataset
     root, images   folders of the benchmark's files and photographs, "" for none
     allow_missing  whether items without a photograph are left out
+    variant        form of the benchmark that is not its default; "" for that
     negatives      tables of `compal negatives`, whose captions are extracted and paired too
     phrases        whether the noun phrases of the captions are extracted too
     """
@@ -51,6 +52,7 @@ class Listing:
     allow_missing: bool = False
     negatives: tuple[str, ...] = ()
     phrases: bool = False
+    variant: str = ""
 
     def items(self) -> Iterator[Item]:
         """The items as they are, without the segments of a segmenter and noun phrases: captions travel in the plan."""
@@ -71,7 +73,8 @@ class Listing:
 
         def listed() -> list[Item]:
             # The benchmark's own word for where its files are: rooms below the evaluation do not import it.
-            sources = module.Sources(root, images, self.allow_missing, self.split or None, self.limit)
+            chosen = self.split or None, self.limit, self.variant or None
+            sources = module.Sources(root, images, self.allow_missing, *chosen)
             try:
                 return list(module.items(sources))
             finally:
@@ -154,7 +157,7 @@ class Job:
             raise UsageError("the levels of one pass must share their backbone and precision")
         if "." not in self.config.engine:
             registry.path("engines", self.config.engine)
-        pooled = [level for level in levels if level in LEVELS and LEVELS[level].pooled]
+        pooled = [level for level in levels if level in LEVELS and LEVELS[level].pooled and not LEVELS[level].dense]
         if pooled and self.config.through:
             what = f"level {pooled[0]} is pooled from the store of tokens, which workers behind a remote do not see"
             raise UsageError(what, "Extract it without --through.")

@@ -33,6 +33,8 @@ INFO = {
     "ROOT/images.",
     "splits": ("replace", "swap", "add"),
     "size": 2933,
+    "revision": "IMirandaM/BiVLC 84f0d1751e72",
+    "tie_rule": "lose",
 }
 POOLS = {kind: tuple(name for name in CATEGORIES if name.startswith(kind)) for kind in ("replace", "swap", "add")}
 # The lab's table is micro over all rows; POOLS gives its rows by type.

@@ -16,6 +16,7 @@ from ..sources import PAIR_TRUTH, Group, Sources
 from ._files import FolderImages, keyed, keyed_items, present, read_json, text_of
 
 SUBSETS = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+WITHDRAWN = "swap_obj/108"
 
 INFO = {
     "title": "SugarCrepe",
@@ -29,6 +30,9 @@ INFO = {
     "images.cocodataset.org/zips/val2017.zip in ROOT/val2017.",
     "splits": SUBSETS,
     "size": 7511,
+    "revision": "RAIVNLab/sugar-crepe 0047054b2439",
+    "tie_rule": "lose",
+    "variants": {"swap_obj-246": "with row 108 of swap_obj, as before 18 November 2023: 7,512 rows"},
 }
 POOLS = {kind: tuple(name for name in SUBSETS if name.startswith(kind)) for kind in ("replace", "swap", "add")}
 AVERAGES = {"3-category": ("replace", "swap", "add"), "7-subset": SUBSETS}
@@ -48,6 +52,20 @@ def _subset(folder: Path, name: str) -> Iterator[Group]:
         yield Group(f"{name}/{key}", (text_of(row, "filename", where),), captions, PAIR_TRUTH, name, where)
 
 
+def _without_erratum(sources: Sources, folder: Path, named: list[Group]) -> list[Group]:
+    """Row 108 of swap_obj was taken back; a file that still has it is read without it, unless it is asked for."""
+    there = any(group.id == WITHDRAWN for group in named)
+    if sources.variant == "swap_obj-246":
+        if not there:
+            what = f"{folder / 'swap_obj.json'} has no row 108, which variant 'swap_obj-246' reads"
+            raise InputError(what, "Take the file from before commit 546eb51 of github.com/RAIVNLab/sugar-crepe.")
+        return named
+    if there:
+        note = "row 108 of swap_obj, withdrawn on 18 November 2023, is left out (--variant swap_obj-246 counts it)"
+        sources.notes[note] = None
+    return [group for group in named if group.id != WITHDRAWN]
+
+
 def _named(sources: Sources) -> tuple[list[Group], FolderImages]:
     root = sources.folder("sugarcrepe", str(INFO["files"]))
     if sources.split is not None and sources.split not in SUBSETS:
@@ -58,8 +76,7 @@ def _named(sources: Sources) -> tuple[list[Group], FolderImages]:
     if lacking:
         raise InputError(f"SugarCrepe: {folder} lacks {', '.join(lacking)}", str(INFO["files"]))
     named = [group for name in wanted for group in _subset(folder, name)]
-    if any(group.id == "swap_obj/108" for group in named):
-        sources.notes["swap_obj still has row 108, removed on 18 November 2023: 246 rows, not 245"] = None
+    named = _without_erratum(sources, folder, named) if "swap_obj" in wanted else named
     given = [sources.images] if sources.images else []
     images = FolderImages("sugarcrepe", [*given, root / "val2017", root / "images"])
     return present(sources, named, images, "SugarCrepe", str(INFO["files"])), images

@@ -3,60 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import shutil
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
-from PIL import Image
 
 from compal import registry
 from compal.errors import UnknownName
-from compal.eval import metrics, results
+from compal.eval import results
 from compal.eval.references import random_scores
-from compal.eval.sources import METRICS, Sources, check, sample_fingerprint
+from compal.eval.sources import KS, METRICS, TIE_RULES, Sources, check, headline, sample_fingerprint
 
-DATA = Path(__file__).parents[1] / "data"
 NAMES = registry.names("benchmarks")
-
-
-def paint(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.frombuffer(hashlib.sha512(path.name.encode()).digest() * 3, np.uint8).reshape(8, 8, 3)
-    Image.fromarray(pixels).save(path, format="PNG")
-
-
-def sugarcrepe(root: Path) -> None:
-    shutil.copytree(DATA / "sugarcrepe", root, dirs_exist_ok=True)
-    for file in root.glob("*.json"):
-        for row in json.loads(file.read_text()).values():
-            paint(root / "val2017" / row["filename"])
-
-
-def bivlc(root: Path) -> None:
-    lines = ["image,caption,negative_caption,negative_image,type,subtype"]
-    for number in range(3):
-        lines.append(f"pos_{number}.png,a dog {number},a cat {number},neg_{number}.png,swap,obj")
-        paint(root / "images" / f"pos_{number}.png")
-        paint(root / "images" / f"neg_{number}.png")
-    (root / "rows.csv").write_text("\n".join(lines) + "\n")
-
-
-def winoground(root: Path) -> None:
-    lines = []
-    for number in range(3):
-        images = {f"image_{side}": f"ex_{number}_{side}" for side in (0, 1)}
-        captions = {f"caption_{side}": f"caption {side} of {number}" for side in (0, 1)}
-        lines.append(json.dumps({"id": number, **images, **captions}))
-        for name in images.values():
-            paint(root / "images" / f"{name}.png")
-    (root / "examples.jsonl").write_text("\n".join(lines) + "\n")
-
-
-# A benchmark without an entry here must need no files.
-FILES = {"sugarcrepe": sugarcrepe, "bivlc": bivlc, "winoground": winoground}
 
 
 def test_known_benchmarks_were_collected():
@@ -67,8 +26,8 @@ def test_known_benchmarks_were_collected():
 def benchmark(request, tmp_path: Path):
     """(module, sources) of each benchmark, small."""
     name = request.param
-    if name in FILES:
-        FILES[name](tmp_path)
+    if layouts.exists(name):
+        layouts.write(name, tmp_path)
         return registry.load("benchmarks", name), Sources(root=tmp_path)
     return registry.load("benchmarks", name), Sources(limit=2)
 
@@ -81,9 +40,34 @@ def test_info_says_what_a_reader_must_know(benchmark):
     assert info["metric"] in METRICS
     # Benchmarks on files say which to put where: their errors end with it.
     assert info.get("files") or benchmark[1].root is None
-    names = set(metrics.quads(np.zeros((0, 2, 2)))) if info["metric"] == "quads" else {"accuracy"}
-    if info["metric"] != "recall":
-        assert set(info["chance"]) == names - {"n", "ties"}
+    assert info["revision"].strip()
+    assert info["tie_rule"] in TIE_RULES
+    assert all(sentence.strip() and " " not in name for name, sentence in info.get("variants", {}).items())
+    assert set(info.get("text_metrics", ())) <= ({"tot"} if info["metric"] == "positives" else set())
+
+
+FIGURES = {
+    "pairs": {"accuracy"},
+    "quads": {"i2t", "t2i", "group"},
+    "positives": {"itt", "p1_neg", "p2_neg"},
+    "classification": {"top1", "top5", "mean_per_class"},
+}
+
+
+def test_chance_and_headline_are_of_metrics_that_are_scored(benchmark):
+    """Chance may be left out of retrieval and classification: it follows from the groups there."""
+    module, sources = benchmark
+    info = module.INFO
+    if info["metric"] == "recall":
+        names = {f"{way}_r@{k}" for way in ("i2t", "t2i") for k in info.get("ks", KS)}
+    else:
+        names = FIGURES[info["metric"]] | set(info.get("text_metrics", ()))
+        names |= {name for group in module.groups(sources) for name, _ in group.sets}
+    if info["metric"] in ("recall", "classification"):
+        assert set(info["chance"]) <= names
+    else:
+        assert set(info["chance"]) == names
+    assert set(headline(info)) <= names
     assert all(0 < value < 100 for value in info["chance"].values())
 
 
@@ -126,7 +110,7 @@ def summary(module, groups, values):
 def test_a_constant_scorer_scores_nothing(benchmark):
     module, sources = benchmark
     groups = list(module.groups(sources))
-    cells = sum(len(group.images) * len(group.captions) for group in groups)
+    cells = sum(group.right().size for group in groups)
     found = summary(module, groups, np.ones(cells, np.float32))
     assert {estimate.value for estimate in found.metrics.values()} == {0.0}
     assert found.ties == found.n > 0
@@ -135,7 +119,7 @@ def test_a_constant_scorer_scores_nothing(benchmark):
 def test_a_perfect_scorer_scores_everything(benchmark):
     module, sources = benchmark
     groups = list(module.groups(sources))
-    truth = np.array([value for group in groups for row in group.truth for value in row], np.float32)
+    truth = np.concatenate([group.right().ravel() for group in groups]).astype(np.float32)
     found = summary(module, groups, truth)
     assert {estimate.value for estimate in found.metrics.values()} == {100.0}
     assert found.ties == 0
@@ -145,7 +129,7 @@ def test_random_scores_are_within_their_interval_of_chance(benchmark):
     """On copies of the groups under other keys, 1,200 quads in all, so that small excerpts suffice."""
     module, sources = benchmark
     originals = list(module.groups(sources))
-    cells = sum(len(group.images) * len(group.captions) for group in originals)
+    cells = sum(group.right().size for group in originals)
     groups = [
         dataclasses.replace(
             group,
@@ -158,7 +142,7 @@ def test_random_scores_are_within_their_interval_of_chance(benchmark):
     ]
     score_keys = random_scores(0)
     values = [
-        score_keys(group.images, group.captions, np.indices(np.shape(group.truth)).reshape(2, -1).T) for group in groups
+        score_keys(group.images, group.captions, np.indices(group.right().shape).reshape(2, -1).T) for group in groups
     ]
     found = summary(module, groups, np.concatenate(values))
     for name, chance in module.INFO["chance"].items():
@@ -172,9 +156,15 @@ def test_an_unknown_split_is_refused(benchmark):
     module, sources = benchmark
     wrong = dataclasses.replace(sources, split="no-such-split")
     with pytest.raises(UnknownName):
-        list(module.groups(wrong)) if "splits" in module.INFO else wrong.check_split("it", module.INFO)
+        list(module.groups(wrong)) if "splits" in module.INFO else wrong.check_choices("it", module.INFO)
 
 
 def test_an_unknown_benchmark_names_the_nearest():
     with pytest.raises(UnknownName, match="Did you mean 'sugarcrepe'"):
         registry.load("benchmarks", "sugarcrape")
+
+
+def test_an_unknown_variant_is_refused(benchmark):
+    module, sources = benchmark
+    with pytest.raises(UnknownName, match="no-such-variant"):
+        dataclasses.replace(sources, variant="no-such-variant").check_choices("it", module.INFO)

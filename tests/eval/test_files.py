@@ -74,13 +74,19 @@ def test_split_takes_a_subset_and_limit_the_first_of_every_category(sugarcrepe: 
         list(sugarcrepe_module.groups(Sources(root=sugarcrepe, split="swap_attt")))
 
 
-def test_the_old_file_with_row_108_is_noted(sugarcrepe: Path):
+def test_row_108_of_the_old_file_counts_only_where_it_is_asked_for(sugarcrepe: Path):
     path = sugarcrepe / "swap_obj.json"
     rows = json.loads(path.read_text())
     path.write_text(json.dumps({"108": rows["107"], **rows}))
     sources = Sources(root=sugarcrepe)
-    assert len(list(sugarcrepe_module.groups(sources))) == 21
+    assert "swap_obj/108" not in {group.id for group in sugarcrepe_module.groups(sources)}
     assert any("108" in note for note in sources.notes)
+    as_before = Sources(root=sugarcrepe, variant="swap_obj-246")
+    assert len(list(sugarcrepe_module.groups(as_before))) == 21
+    assert not as_before.notes
+    path.write_text(json.dumps(rows))
+    with pytest.raises(InputError, match=r"has no row 108.*546eb51"):
+        list(sugarcrepe_module.groups(as_before))
 
 
 @pytest.mark.parametrize(

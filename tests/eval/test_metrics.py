@@ -92,6 +92,10 @@ def test_nan_is_an_error_that_names_the_row():
         lambda: metrics.pairs([1.0], [1.0]),
         lambda: metrics.quads(np.zeros((3, 4))),
         lambda: metrics.quads(np.zeros((3, 2, 3))),
+        lambda: metrics.positives(np.zeros((2, 3)), np.zeros((2, 1))),
+        lambda: metrics.positives(np.zeros((2, 2)), np.zeros((2, 0))),
+        lambda: metrics.text_hits(np.zeros((2, 4))),
+        lambda: metrics.classification(np.zeros((2, 2)), np.zeros((2, 3), bool)),
         lambda: metrics.recall(np.zeros((2, 2)), np.zeros((2, 3), bool)),
         lambda: metrics.recall(np.zeros((2, 2)), np.eye(2, dtype=bool), ks=(0,)),
     ],
@@ -196,6 +200,49 @@ def test_recall_directions_are_each_other_transposed(retrieval):
         k: v for k, v in other.items() if k.startswith("t2i")
     }
     assert (one["n"], one["n_captions"], one["ties"]) == (other["n_captions"], other["n"], other["ties"])
+
+
+# --- positives, text ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "itt", "first", "second", "ties"),
+    [
+        ([0.9, 0.8], [0.1], 100, 100, 100, 0),
+        ([0.9, 0.1], [0.5], 0, 100, 0, 0),
+        ([0.1, 0.9], [0.5], 0, 0, 100, 0),
+        ([0.9, 0.5], [0.5], 0, 100, 0, 1),
+        ([0.1, 0.2], [0.5], 0, 0, 0, 0),
+    ],
+)
+def test_positives_by_hand(right, wrong, itt, first, second, ties):
+    expected = {"itt": itt, "p1_neg": first, "p2_neg": second, "n": 1, "ties": ties}
+    assert metrics.positives([right], [wrong]) == expected
+
+
+@given(hnp.arrays(np.float64, st.tuples(st.integers(0, 12), st.just(3)), elements=FEW))
+def test_positives_and_text_hits_equal_a_slow_loop(table):
+    found, text = metrics.positives_hits(table[:, :2], table[:, 2:]), metrics.text_hits(table)
+    for number, (a, b, c) in enumerate(table.tolist()):
+        assert (found["p1_neg"][number], found["p2_neg"][number]) == (a > c, b > c)
+        assert found["itt"][number] == (a > c and b > c)
+        assert found["ties"][number] == (c in (a, b))
+        assert text[number] == (a > b and a > c)
+
+
+# --- classification -----------------------------------------------------------------------------------
+
+
+def test_classification_by_hand():
+    similarity = [[0.9, 0.1, 0.0], [0.2, 0.9, 0.1], [0.8, 0.5, 0.1], [0.3, 0.3, 0.1], [0.1, 0.2, 0.9]]
+    truth = np.eye(3, dtype=bool)[[0, 0, 0, 0, 2]]
+    found = metrics.classification(similarity, truth, ks=(1, 2))
+    # Class 0: of four images two are first, one is second, one ties and is second. Class 2: one of one. Class 1: none.
+    assert found == {"top1": 60.0, "top2": 100.0, "mean_per_class": 75.0, "n": 5, "ties": 1}
+    constant = metrics.classification(np.ones((5, 3)), truth, ks=(1, 2))
+    assert constant == {"top1": 0.0, "top2": 0.0, "mean_per_class": 0.0, "n": 5, "ties": 5}
+    nothing = metrics.classification(np.zeros((0, 3)), np.zeros((0, 3), bool), ks=(1,))
+    assert nothing == {"top1": None, "mean_per_class": None, "n": 0, "ties": 0}
 
 
 # --- published answers ------------------------------------------------------------------------------
