@@ -7,7 +7,7 @@ store), L text tokens (or text segments), D token width, E pooled width, N pairs
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -61,6 +61,7 @@ class Batch:
     phrases    (N, M) long: columns of the noun phrases drawn of each pair's caption, -1 = no more; a phrase is positive
                for every image that has it. None = none are drawn
     further    (N, M) long: columns of the other captions drawn of each pair's image, -1 = no more. None = none drawn
+    told       columns → their captions as texts, read when first asked for; None = nobody knows them
     rows       None: all I images are here. A slice: this process holds the image features of these rows only, and
                those of all captions; `positives`, `groups` and `scored` are of the whole batch
     """
@@ -79,6 +80,7 @@ class Batch:
     rows: slice | None = None
     phrases: Tensor | None = None
     further: Tensor | None = None
+    told: Callable[[Sequence[int]], list[str]] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .. import registry
 from ..errors import SpecMismatch, UsageError
 from ..stores.spec import FeatureSpec
 from . import runs
@@ -188,6 +189,9 @@ def _open(
     for name, table in tables.items():
         images, captions = table.image_keys, table.caption_keys
         features[name] = open_table(store, images, captions, device, scorer.needs, config.data.resident, budget)
+    check = getattr(registry.load("losses", config.loss["name"]), "check", None)
+    if check is not None:  # a loss may refuse a table from which it would learn nothing
+        check(tables["train"])
     parts = store.parts_of("image", tables["train"].image_keys) if config.data.shuffle_window else None
     sampler = Sampler(tables["train"], config.data, config.optim.steps * config.optim.accumulate, config.seed, parts)
     mined = config.data.mined

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from ..errors import InputError, MissingFeatures, UnknownName
@@ -23,7 +25,7 @@ class Draw:
     """One batch as row numbers of a `PairTable`: unique images and captions, and who belongs to whom.
 
     images (I,), captions (C,) int64; positives (I, C) bool; groups (G, 4), pairs (N, 2), negatives (N, K)
-    int64; scored (I, C) bool or None, phrases and further (N, M) int64 or None: see `Batch`.
+    int64; scored (I, C) bool or None, phrases and further (N, M) int64 or None, told: see `Batch`.
     """
 
     images: np.ndarray
@@ -35,6 +37,7 @@ class Draw:
     scored: np.ndarray | None = None
     phrases: np.ndarray | None = None
     further: np.ndarray | None = None
+    told: Callable[[Sequence[int]], list[str]] | None = None
 
     def batch(
         self,
@@ -57,7 +60,7 @@ class Draw:
             batch.phrases = torch.from_numpy(self.phrases).to(batch.device)
         if self.further is not None:
             batch.further = torch.from_numpy(self.further).to(batch.device)
-        batch.rows = rows
+        batch.told, batch.rows = self.told, rows
         return batch
 
 
@@ -72,6 +75,7 @@ class PairTable:
     left_out           pairs whose image or caption is in the store's quarantine
     phrases            None: not read. Else starts into the second of these by row of a caption, and rows of captions:
                        the noun phrases of each
+    store              which knows the captions as texts
     """
 
     path: Path
@@ -85,6 +89,7 @@ class PairTable:
     labels: dict[str, list[str]]
     left_out: int
     phrases: tuple[np.ndarray, np.ndarray] | None = None
+    store: Features | None = field(default=None, repr=False)
     _captions_of: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)
     _paired_with: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)
     _quad_of: np.ndarray = field(init=False, repr=False)
@@ -150,6 +155,7 @@ class PairTable:
             labels={name: _label(name, columns, store) for name in dict.fromkeys(labels)},
             left_out=len(table) - pairs,
             phrases=None if named is None else named[1:],
+            store=store,
         )
 
     def negatives_of(self, pair: int) -> np.ndarray:
@@ -170,6 +176,19 @@ class PairTable:
         image, own = self.images[pair], self.captions[pair]
         found = dict.fromkeys(ordered[starts[image] : starts[image + 1]].tolist())
         return np.array([row for row in found if row != own], dtype=np.int64)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The captions of `caption_keys`, read from the store when they are first asked for."""
+        assert self.store is not None
+        table = self.store.table("text").select(["key", "caption"])
+        table = table.filter(pc.is_in(table["key"], value_set=pa.array(self.caption_keys, pa.string())))
+        told = dict(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
+        return [told[key] for key in self.caption_keys]
+
+    def told(self, captions: np.ndarray, columns: Sequence[int]) -> list[str]:
+        """As texts, those of the caption rows `captions` that stand at `columns`."""
+        return [self.texts[captions[column]] for column in columns]
 
     def positives(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
         """(I, C) bool: the table pairs them, here or in any of its rows. So a caption of one image that
@@ -208,7 +227,8 @@ class PairTable:
         positives = self.positives(images, captions)
         hard = _listed(captions, negatives)
         named, more = (None if lists is None else _listed(captions, lists) for lists in (phrases, further))
-        drawn = Draw(images, captions, positives, groups, np.stack([rows, columns], axis=1), hard, None, named, more)
+        told, own_pairs = partial(self.told, captions), np.stack([rows, columns], axis=1)
+        drawn = Draw(images, captions, positives, groups, own_pairs, hard, None, named, more, told)
         if partners is None:
             return drawn
         scored = np.zeros_like(positives)
