@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from ..errors import InputError, SpecMismatch
 from ..stores.spec import FeatureSpec
+from .dense import DensePool, reads
 from .encoder import ImageFeatures, TextFeatures, block_of, rung_of
+from .forward import DTYPES
 from .preprocess import from_rows, scaling, to_rows
+from .regions import is_dense
 from .spans import NO_SPAN, Span
 from .tokenizers import CaptionTokenizer, Tokenized, frame, from_bytes, to_bytes
-from .towers import image_tower, text_tower
+from .towers import grid_of, image_tower, text_tower
 
 # A right cut is exact to 1e-5 on a CPU, less so in TF32; a wrong one is off by the embedding's own size.
 TOLERANCE = 1e-3
@@ -45,6 +49,7 @@ class DualEncoder:
         self.tokenizer = tokenizer
         self.transform = transform
         self.scaled = scaling(spec.preprocess, self.device)
+        self._dense: DensePool | None = None
         if tokenizer is not None and tokenizer.size > self.texts.size:
             raise InputError(
                 f"the tokenizer has {tokenizer.size} tokens, {spec.backbone} embeds {self.texts.size}",
@@ -71,12 +76,26 @@ class DualEncoder:
             found["pixels"] = ImageFeatures(to_rows(pixels), None)
         others = [level for level in levels if level != "pixels"]
         if others:
-            states = self.images.at(self.scaled(pixels), {0, *map(block_of, others)})
+            dense = any(map(is_dense, others))
+            depths = {0, *map(block_of, others), *([block_of(reads(self.images))] if dense else [])}
+            states = self.images.at(self.scaled(pixels), depths)
             pooled = self._pool_images(states[0])
+            maps = self._dense_maps(states) if dense else None
             for level in others:
                 keeps = rung_of(level) in ("tokens", "block")
-                found[level] = ImageFeatures(states[block_of(level)] if keeps else None, pooled)
+                kept = states[block_of(level)] if keeps else maps if is_dense(level) else None
+                found[level] = ImageFeatures(kept, pooled)
         return found
+
+    def _dense_maps(self, states: dict[int, Tensor]) -> Tensor:
+        """The patches in the joint space, of states rounded to the stored dtype: those of a store give the same."""
+        own = states[block_of(reads(self.images))]
+        if self._dense is None:
+            count, width, prefix = *own.shape[1:], self.images.prefix
+            grid = grid_of(count - prefix, self.images.image_size)
+            spec = replace(self.spec, image_shape=(count, width), image_prefix=prefix, image_grid=grid)
+            self._dense = DensePool.of(self, spec)
+        return self._dense.maps(own.to(DTYPES.get(self.spec.dtype, torch.float32)))
 
     def tokenize(self, captions: Sequence[str]) -> Tokenized:
         """Captions → ids, on the CPU; threads may share it."""

@@ -28,7 +28,8 @@ class ImageFeatures(NamedTuple):
     """Features of B images at one level.
 
     tokens  (B, P, D): the states of the level, prefix tokens first, then the patch grid row by row; at the level
-            "pixels" (B, H, 3·W) uint8, the preprocessed picture row by row; None at "pooled" and "regions"
+            "pixels" (B, H, 3·W) uint8, the preprocessed picture row by row; at dense regions the patches in the
+            joint space (B, n, E) float32; None at "pooled" and the other "regions"
     pooled  (B, E), not normalised; None at the level "pixels"
     """
 
@@ -177,10 +178,11 @@ def block_of(level: str) -> int:
     return int(found[1]) if found else 0
 
 
-def at_level(spec: FeatureSpec, level: str, dtype: str, blocks: int = 0) -> FeatureSpec:
+def at_level(spec: FeatureSpec, level: str, dtype: str, blocks: int = 0, dense: str = "") -> FeatureSpec:
     """The spec of a backbone's last states turned into that of a level.
 
     blocks  how many of its last blocks both towers can be entered at; 0 where one has no uniform blocks
+    dense   the level whose states its dense projection reads, "tokens" or "block:-1"; else why it has none
 
     The level "pixels" exists where the preprocessing names a size. Raises `InputError` naming the levels the
     backbone has for one that it lacks.
@@ -202,12 +204,22 @@ def at_level(spec: FeatureSpec, level: str, dtype: str, blocks: int = 0) -> Feat
     if rung == "regions":
         from . import regions
 
-        width = spec.pooled_dim
-        extra = {**spec.extra, **regions.describe(level)}
-        return dataclasses.replace(cut, image_shape=(0, width), text_dim=width, extra=extra)
+        width, extra = spec.pooled_dim, {**spec.extra, **regions.describe(level)}
+        cut = dataclasses.replace(cut, image_shape=(0, width), text_dim=width, extra=extra)
+        return _dense(cut, spec, dense) if regions.is_dense(level) else cut
     assert size is not None
     shape = (size[0], 3 * size[1])
     return dataclasses.replace(cut, image_shape=shape, text_dim=4, pooled_dim=0, layer="input", dtype="uint8")
+
+
+def _dense(cut: FeatureSpec, full: FeatureSpec, dense: str) -> FeatureSpec:
+    from . import regions
+
+    if dense not in ("tokens", "block:-1"):
+        why = dense or "its family defines no dense projection"
+        raise InputError(f"backbone {cut.backbone} has no level '{cut.level}': {why}", "Use --level regions:roi.")
+    grid = full.image_grid if regions.source_of(cut.level).each else (0, 0)
+    return dataclasses.replace(cut, image_grid=grid, layer="last" if dense == "tokens" else "-1")
 
 
 def _size(spec: FeatureSpec) -> tuple[int, int] | None:

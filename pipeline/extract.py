@@ -27,7 +27,7 @@ from . import negatives_table
 from .job import Job, Listing
 from .plan import KINDS, ExtractConfig, PlannedPart, Unit, plan_units, sample_bytes, stretches, unique_items
 from .provenance import describe
-from .regions import LEVELS
+from .regions import LEVELS, states_of
 from .segments import OWN
 from .segments import load as load_segmenter
 
@@ -107,7 +107,15 @@ def extract_levels(
     disk, no memory for one item; complete parts are kept in every case, and on KeyboardInterrupt too.
     """
     wanted = _segmented(unique_items(items), job)
-    later = [spec for spec in job.specs if spec.level in LEVELS and LEVELS[spec.level].pooled]
+    levels = {spec.level for spec in job.specs}
+    later = [
+        spec
+        for spec in job.specs
+        if spec.level in LEVELS
+        and LEVELS[spec.level].pooled
+        # A dense level whose states are not asked for comes from the pass that the others take.
+        and (not LEVELS[spec.level].dense or states_of(spec) in levels)
+    ]
     if not later or len(later) == len(job.specs):
         return _extract(wanted, job, progress, encoder)
     # What is pooled from cached tokens comes when these are committed.

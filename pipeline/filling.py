@@ -73,7 +73,12 @@ class FillingImages(Filling):
         """Append a batch: the tokens and pooled vectors of its readable images, and the vectors of the crops of
         each, none for one that cannot be cropped."""
         crops = batch.crops.get(self.spec.level)
-        refused = crops.refused if crops else {}
+        self.take(batch, features, regions, crops.refused if crops else {})
+
+    def take(
+        self, batch: DecodedBatch, features: ImageFeatures, regions: Sequence[Array] | None, refused: dict[int, str]
+    ) -> None:
+        """`add`, told which of the readable images have no regions and why, by position."""
         for item, reason in batch.refused:
             self.refuse(item, reason)
         for position, reason in refused.items():

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import InputError, UsageError
 from ..stores.spec import FeatureSpec
 from .encoder import Encoder, ImageFeatures, TextFeatures, load_encoder
+from .regions import is_dense
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -183,8 +184,11 @@ class Forward:
 
     def _sent(self, level: str, features: ImageFeatures, names: Sequence[str]) -> Sent:
         spec = self.specs[level]
-        dense = spec.keeps_tokens and not spec.ragged_images
-        tokens = self._on_the_way(_checked(features.tokens, spec, spec.image_shape), spec, names) if dense else None
+        tokens = None
+        if is_dense(level) and features.tokens is not None:  # rounded behind the means over regions
+            tokens = self._on_the_way(features.tokens, replace(spec, dtype="float32"), names)
+        elif spec.keeps_tokens and not spec.ragged_images:
+            tokens = self._on_the_way(_checked(features.tokens, spec, spec.image_shape), spec, names)
         return Sent(tokens, self.pooled(features.pooled, spec, names))
 
     def _sent_texts(self, level: str, features: TextFeatures, names: Sequence[str]) -> Sent:

@@ -8,6 +8,7 @@ skipping.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -200,7 +201,7 @@ def _check_regions(kind: Kind, known: Sequence[Item], store: Known) -> None:
     Their numbers are compared, which costs no reading. An item that brings none takes those that are stored, as it
     does beside a copy that has some (`unique_items`).
     """
-    if store.spec.rung != "regions" or (kind == "image" and LEVELS[store.spec.level].smallest):
+    if store.spec.rung != "regions" or (kind == "image" and not LEVELS[store.spec.level].boxed):
         return
     asked = [(item, _region_rows(kind, item, store.spec)) for item in known if item.boxes or item.segments]
     stored = store.lengths(kind, [item.key for item, _ in asked])
@@ -213,7 +214,9 @@ def _check_regions(kind: Kind, known: Sequence[Item], store: Known) -> None:
 
 
 def _region_rows(kind: Kind, item: Item, spec: FeatureSpec) -> int:
-    return region_count(item, spec.level) if kind == "image" else max(1, len(named_segments(item)))
+    if kind == "image":
+        return region_count(item, spec.level, math.prod(spec.image_grid))
+    return max(1, len(named_segments(item)))
 
 
 def _units(
@@ -267,7 +270,10 @@ def _regions(kind: Kind, items: Sequence[Item], spec: FeatureSpec) -> int:
     """The mean number of regions of an item, rounded."""
     if not items:
         return 0
-    counts = [region_count(item, spec.level) if kind == "image" else max(1, len(item.segments)) for item in items]
+    patches = math.prod(spec.image_grid)
+    counts = [
+        region_count(item, spec.level, patches) if kind == "image" else max(1, len(item.segments)) for item in items
+    ]
     return round(sum(counts) / len(items))
 
 

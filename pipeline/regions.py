@@ -6,6 +6,8 @@ Where the parts of an image come from is the level's argument, its source:
     regions:grid       the windows of a fixed grid of seven sizes, cropped and encoded (239; `grid-70` and coarser)
     regions:roi        the boxes, pooled from the cached patch tokens of a store of level tokens (`roi.py`)
     regions:roi-grid   the windows of the grid, pooled so (`roi-grid-70` and coarser)
+    regions:dense      every patch, projected on its own (`dense.py`)
+    regions:dense-roi, regions:dense-grid  the boxes, the windows: means of such patches (`dense-grid-70` and coarser)
 
 Rows follow that order: row k of an image is box or window k, row k of a caption is its k-th phrase. What has none
 is one region: the whole image, the whole caption, which are always the pooled row. Structure-guided inference
@@ -48,6 +50,8 @@ MARGIN = 0.2
 DESCRIPTION = "square crops of the boxes, margin 0.2, clamped; object segments as texts; the whole where there is none"
 GRID = "square crops of the {0} windows of k/7 of each side, k = {1} to 7, overlapping by half or more; the last is all"
 ROI = "patch tokens with their centre in {0}, the nearest where there is none, pooled by the tower; 1"
+DENSE = "each patch through the last attention alone, then the tower's norm and projection (MaskCLIP, 2112.01071); 1"
+AREA = "; mean of those with their centre in {0}, the nearest where there is none"
 SIZES = 7
 # The smallest size of a grid, by how many windows it then has: those of 1/7, 32 of 224 px, are 169 of the 239.
 GRIDS = {239: 1, 70: 2, 34: 3, 18: 4}
@@ -58,20 +62,32 @@ GRIDS = {239: 1, 70: 2, 34: 3, 18: 4}
 class Source:
     """Where the regions of images come from.
 
-    pooled    from cached tokens, so that no crop is encoded
-    smallest  the smallest size of the grid, in sevenths of the image's side; 0 for the boxes of the dataset
+    pooled    from the patches of one pass, so that no crop is encoded
+    smallest  the smallest size of the grid, in sevenths of the image's side; 0 where there is no grid
+    dense     of patches that are projected each on its own
+    each      every patch is a region
     """
 
     pooled: bool
     smallest: int
+    dense: bool = False
+    each: bool = False
+
+    @property
+    def boxed(self) -> bool:
+        """Whether the regions are the boxes of the dataset."""
+        return not (self.smallest or self.each)
 
 
 def _sources() -> dict[str, Source]:
     found = {"regions": Source(False, 0), "regions:roi": Source(True, 0)}
+    found["regions:dense"] = Source(True, 0, dense=True, each=True)
+    found["regions:dense-roi"] = Source(True, 0, dense=True)
     for count, smallest in GRIDS.items():
         tail = "" if smallest == 1 else f"-{count}"
         found[f"regions:grid{tail}"] = Source(False, smallest)
         found[f"regions:roi-grid{tail}"] = Source(True, smallest)
+        found[f"regions:dense-grid{tail}"] = Source(True, smallest, dense=True)
     return found
 
 
@@ -92,7 +108,7 @@ def describe(level: str, segmenter: str = "dataset") -> dict[str, str]:
     source = source_of(level)
     if source.pooled:
         area = "the box" if not source.smallest else f"the {len(windows(source.smallest))} windows of the grid"
-        told = ROI.format(area)
+        told = ROI.format(area) if not source.dense else DENSE + ("" if source.each else AREA.format(area))
     elif source.smallest:
         told = GRID.format(len(windows(source.smallest)), source.smallest)
     else:
@@ -119,14 +135,28 @@ def windows(smallest: int) -> tuple[Box, ...]:
     return tuple(found)
 
 
+def is_dense(level: str) -> bool:
+    """Whether a level, of any rung, is made of patches that are projected each on its own."""
+    return level in LEVELS and LEVELS[level].dense
+
+
+def states_of(spec: FeatureSpec) -> str:
+    """The level of the cached states that the pooled regions of a spec are made of."""
+    return "tokens" if spec.layer == "last" else f"block:{spec.layer}"
+
+
 def boxes_of(item: Item, level: str) -> Sequence[Box]:
-    """What to crop or to pool beside the whole image, which is a view of its own."""
+    """What to crop or to pool beside the whole image, which is a view of its own; patches need no box."""
     source = source_of(level)
+    if source.each:
+        return ()
     return windows(source.smallest)[:-1] if source.smallest else item.boxes
 
 
-def region_count(item: Item, level: str) -> int:
-    """How many regions an image has."""
+def region_count(item: Item, level: str, patches: int = 0) -> int:
+    """How many regions an image has, of `patches` in the tower's grid."""
+    if source_of(level).each:
+        return patches
     boxes = len(boxes_of(item, level))
     return boxes + 1 if source_of(level).smallest else max(1, boxes)
 
@@ -144,8 +174,8 @@ def views(image: Image.Image, item: Item, spec: FeatureSpec) -> list[Image.Image
 
 
 def regions_of(rows: Rows, level: str) -> Rows:
-    """The regions among an image's rows, which are those of its views: of a grid all, of boxes all but the whole
-    image, which is a region only where it is the only one."""
+    """The regions among an image's rows, which are those of its views: of a grid all, of boxes (and of patches) all but
+    the whole image, which is a region only where it is the only one."""
     kept = len(rows) if source_of(level).smallest else max(1, len(rows) - 1)
     return cast(Rows, rows[:kept])
 

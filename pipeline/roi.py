@@ -36,8 +36,10 @@ from ..stores.store import Store
 from .encoder import Encoder, at_level
 from .filling import Filling, named
 from .forward import Array, Forward
-from .regions import boxes_of, checked, regions_of
+from .regions import boxes_of, checked, regions_of, source_of, states_of
 
+# Vectors (N, E) float32 and the names of their items → as they are stored.
+Stored = Callable[[Tensor, Sequence[str]], Array]
 Rule = Literal["class", "average", "attention"]
 # Centres on a box's edge count as inside: edges that are fractions of a grid are off by rounding.
 EDGE = 1e-6
@@ -52,24 +54,33 @@ def token_store(spec: FeatureSpec, folder: Path) -> Store:
 
     Raises `MissingFeatures` naming the command that makes it.
     """
+    found = state_store(spec, folder)
+    if found is not None:
+        return found
+    level = states_of(spec)
+    precision = "" if spec.precision == "float32" else f" --precision {spec.precision}"
+    precision += " --jpeg reduced" if "jpeg" in spec.preprocess else ""
+    raise MissingFeatures(
+        f"level '{spec.level}' pools cached tokens, and {Path(folder).parent} has none of {spec.backbone} as"
+        f" {spec.dtype} at precision {spec.precision}",
+        f"Make them: compal extract --backbone {spec.backbone} --level {level} --dtype {spec.dtype}{precision}",
+    )
+
+
+def state_store(spec: FeatureSpec, folder: Path) -> Store | None:
+    """The store, beside the store `folder`, of the states that the regions of `spec` are made of; None without one."""
     kept: dict[str, str] = {key: text for key, text in spec.extra.items() if key in ("regions", "segments")}
     for path in sorted(Path(folder).parent.glob("*/spec.json")):
         try:
             store = Store.open(path.parent)
         except InputError:
             continue  # another version's
-        if store.spec.level == "tokens" and store.spec.dtype == spec.dtype:
-            cut = at_level(store.spec, spec.level, spec.dtype)
+        if store.spec.level == states_of(spec) and store.spec.dtype == spec.dtype:
+            cut = at_level(store.spec, spec.level, spec.dtype, dense=store.spec.level)
             cut.extra.update(kept)
             if cut == spec:
                 return store
-    precision = "" if spec.precision == "float32" else f" --precision {spec.precision}"
-    precision += " --jpeg reduced" if "jpeg" in spec.preprocess else ""
-    raise MissingFeatures(
-        f"level '{spec.level}' pools cached tokens, and {Path(folder).parent} has none of {spec.backbone} as"
-        f" {spec.dtype} at precision {spec.precision}",
-        f"Make them: compal extract --backbone {spec.backbone} --level tokens --dtype {spec.dtype}{precision}",
-    )
+    return None
 
 
 def cells_in(box: Box, grid: tuple[int, int], view: Box = (0.0, 0.0, 1.0, 1.0)) -> Array:
@@ -112,14 +123,20 @@ class Cells:
 
     masks  (U, rows · columns) bool
     back   (R,) which of the U
+    each   whether they are all cells, one by one, in order
     """
 
     masks: Array
     back: Array
+    each: bool = False
 
     @classmethod
-    def of(cls, boxes: Sequence[Box], grid: tuple[int, int], view: Box = (0.0, 0.0, 1.0, 1.0)) -> Cells:
-        """The cells of one or more boxes; raises as `cells_in`. Of the windows of a grid they are found once."""
+    def of(cls, boxes: Sequence[Box] | None, grid: tuple[int, int], view: Box = (0.0, 0.0, 1.0, 1.0)) -> Cells:
+        """The cells of one or more boxes, of None every cell by itself; raises as `cells_in`. Of the windows of a grid
+        they are found once."""
+        if boxes is None:
+            count = grid[0] * grid[1]
+            return cls(np.eye(count, dtype=bool), np.arange(count), True)
         return _cells(boxes, grid, view) if isinstance(boxes, tuple) else _cells(tuple(boxes), grid, view)
 
 
@@ -186,8 +203,8 @@ class RegionPool:
         each = torch.split(weights, torch.bincount(owners, minlength=len(patches)).tolist())
         means = torch.cat([own @ states for own, states in zip(each, patches, strict=True)])[:, None]
         if self.rule == "class":
-            return self._pool(len(means), self.prefix, lambda rows: means[rows].expand(-1, self.prefix, -1))
-        return self._pool(len(means), 1 + self.prefix, lambda rows: self._behind(prefix[owners[rows]], means[rows]))
+            return self.run(len(means), self.prefix, lambda rows: means[rows].expand(-1, self.prefix, -1))
+        return self.run(len(means), 1 + self.prefix, lambda rows: self.behind(prefix[owners[rows]], means[rows]))
 
     def _attended(self, prefix: Tensor, patches: Tensor, masks: Tensor, owners: Tensor) -> Tensor:
         visual: Any = getattr(getattr(self.encoder, "images", None), "visual", None)
@@ -204,18 +221,18 @@ class RegionPool:
 
             def taken(rows: slice, same: Tensor = same, chosen: Tensor = chosen) -> Tensor:
                 own = owners[same[rows]]
-                return self._behind(prefix[own], patches[own[:, None], chosen[rows]])
+                return self.behind(prefix[own], patches[own[:, None], chosen[rows]])
 
             order.append(same)
-            found.append(self._pool(len(same), count + self.prefix, taken))
+            found.append(self.run(len(same), count + self.prefix, taken))
         pooled = torch.cat(found)
         return pooled[torch.cat(order).argsort().to(pooled.device)]
 
-    def _behind(self, prefix: Tensor, patches: Tensor) -> Tensor:
+    def behind(self, prefix: Tensor, patches: Tensor) -> Tensor:
         """The patches (N, n, D) as the pooling takes them: behind a prefix that it skips, without one it reads."""
         return patches if self.reads_prefix else torch.cat([prefix, patches], 1)
 
-    def _pool(self, count: int, length: int, taken: Callable[[slice], Tensor]) -> Tensor:
+    def run(self, count: int, length: int, taken: Callable[[slice], Tensor]) -> Tensor:
         """Pool `count` runs of `length` tokens, as many at once as memory is meant for."""
         size = max(1, AT_ONCE // (length * self.width))
         some = [slice(start, start + size) for start in range(0, count, size)]
@@ -247,11 +264,16 @@ def _resnet_pooled(pool: Any, patches: Tensor, masks: Tensor) -> Tensor:
 
 
 class Tokens:
-    """The cached tokens of a store, pooled by region through an encoder. One serves all parts of an extraction."""
+    """The cached tokens of a store, pooled by region through an encoder. One serves all parts of an extraction.
 
-    def __init__(self, store: Store, encoder: Encoder) -> None:
+    dense  they are states that a dense projection reads, and regions are means of it
+    """
+
+    def __init__(self, store: Store, encoder: Encoder, dense: bool = False) -> None:
+        from .dense import DensePool
+
         self.store = store
-        self.pool = RegionPool.of(encoder, store.spec)
+        self.pool = DensePool.of(encoder, store.spec) if dense else RegionPool.of(encoder, store.spec)
         self._table = store.table("image").select(["key", "width", "height"])
 
     def sizes(self, keys: Sequence[str]) -> list[tuple[int, int]]:
@@ -262,16 +284,21 @@ class Tokens:
         found = self._table.take(places)
         return list(zip(found.column("width").to_pylist(), found.column("height").to_pylist(), strict=True))
 
-    def rows(self, keys: Sequence[str], boxes: Sequence[Sequence[Box]]) -> list[Tensor]:
-        """The vectors (R, E) float32 of each image's boxes. Raises `MissingFeatures` for images that are not in the
-        store, `ValueError` as `cells_in`."""
+    def hold(self, items: Sequence[Item]) -> bool:
+        """Whether the store knows all of these images, unreadable ones too."""
+        lacking = {item.key for item in items} - self.store.keys("image")
+        return lacking <= {row.key for row in self.store.quarantined() if lacking}
+
+    def rows(self, keys: Sequence[str], boxes: Sequence[Sequence[Box] | None]) -> list[Tensor]:
+        """The vectors (R, E) float32 of each image's boxes, or of its patches one by one where that is None. Raises
+        `MissingFeatures` for images that are not in the store, `ValueError` as `cells_in`."""
         spec = self.store.spec
         found: list[Tensor] = []
         for start in range(0, len(keys), IMAGES):
             some = list(keys[start : start + IMAGES])
             own = boxes[start : start + IMAGES]
             views = [seen(size, spec.preprocess) for size in self.sizes(some)]
-            asked = [row for row, one in enumerate(own) if one]
+            asked = [row for row, one in enumerate(own) if one is None or one]
             rows = [torch.empty(0, spec.pooled_dim)] * len(some)
             if asked:
                 tokens = _tensor(self.store.image_tokens([some[row] for row in asked]), spec.dtype)
@@ -283,10 +310,7 @@ class Tokens:
 
 
 def encode_rois(
-    items: Sequence[Item],
-    tokens: Tokens,
-    spec: FeatureSpec,
-    stored: Callable[[Tensor, Sequence[str]], Array],
+    items: Sequence[Item], tokens: Tokens, spec: FeatureSpec, stored: Stored
 ) -> tuple[ImageRows, list[Quarantined]]:
     """The rows of a part of images at a level of pooled regions, and its items that have none.
 
@@ -302,7 +326,8 @@ def encode_rois(
     pooled = store.pooled("image", keys)
     for start in range(0, len(readable), IMAGES):
         some = readable[start : start + IMAGES]
-        found = tokens.rows([item.key for item in some], [boxes_of(item, spec.level) for item in some])
+        places = [None if source_of(spec.level).each else boxes_of(item, spec.level) for item in some]
+        found = tokens.rows([item.key for item in some], places)
         names = [named(item) for item, rows in zip(some, found, strict=True) for _ in rows]
         flat = stored(torch.cat(found), names)
         ends = np.cumsum([len(rows) for rows in found])
@@ -311,20 +336,26 @@ def encode_rois(
     return ImageRows(keys, [item.source for item in readable], tokens.sizes(keys), kept, pooled), refused
 
 
+def cast_by(forward: Forward, spec: FeatureSpec) -> Stored:
+    """How vectors of a spec are cast; raises `InputError` naming the item of one that cannot be."""
+
+    def stored(vectors: Tensor, names: Sequence[str]) -> Array:
+        sent = forward.pooled(vectors, spec, names)
+        assert sent is not None
+        return sent.result()
+
+    return stored
+
+
 class FillingPooled(Filling):
     """A part of images at a level of pooled regions: it fills at once, without a pixel."""
 
     def pool(self, tokens: Tokens, forward: Forward) -> None:
         """Take all rows from cached tokens; the time counts as the pass's. Raises as `encode_rois`."""
 
-        def stored(vectors: Tensor, names: Sequence[str]) -> Array:
-            sent = forward.pooled(vectors, self.spec, names)
-            assert sent is not None
-            return sent.result()
-
         started = time.perf_counter()
         with torch.inference_mode():
-            self._rows, self.refused = encode_rois(self.part.items, tokens, self.spec, stored)
+            self._rows, self.refused = encode_rois(self.part.items, tokens, self.spec, cast_by(forward, self.spec))
         forward.seconds += time.perf_counter() - started
         self.seen = len(self.part.items)
 

@@ -24,6 +24,7 @@ from ..errors import CompalError, InputError, SpecMismatch
 from ..stores.files import disk_errors, sync, write_synced
 from ..stores.spec import FeatureSpec
 from . import checkpoints
+from .dense import reads_or_why
 from .dual_encoder import DualEncoder
 from .encoder import at_level, resolve
 
@@ -33,13 +34,15 @@ _AGAIN = "Save the towers again, or restore the folder from a copy."
 
 
 class Tuned(NamedTuple):
-    """What base.json says. spec: the base's, at the level tokens; blocks: how deep both towers can be entered."""
+    """What base.json says. spec: the base's, at the level tokens; blocks: how deep both towers can be entered; dense:
+    as `encoder.at_level` takes it."""
 
     folder: Path
     spec: FeatureSpec
     blocks: int
     sha256: str
     provenance: dict[str, Any]
+    dense: str = ""
 
 
 def save_towers(folder: Path, encoder: DualEncoder, base_spec: FeatureSpec, provenance: Mapping[str, Any]) -> Path:
@@ -74,6 +77,7 @@ def save_towers(folder: Path, encoder: DualEncoder, base_spec: FeatureSpec, prov
                 "backbone": full.backbone,
                 "weights": full.weights,
                 "blocks": min(encoder.images.blocks, encoder.texts.blocks),
+                "dense": reads_or_why(encoder.images),
                 "sha256": checkpoints.sha256(staged / WEIGHTS),
                 "provenance": dict(provenance),
                 "spec": dataclasses.asdict(full),
@@ -96,7 +100,8 @@ def read(folder: Path) -> Tuned:
         if about["format"] != FORMAT:
             raise InputError(f"{folder / BASE} is of the format {about['format']!r}, not {FORMAT}", _AGAIN)
         spec = FeatureSpec.from_json(about["spec"])
-        tuned = Tuned(folder, spec, int(about["blocks"]), str(about["sha256"]), dict(about["provenance"]))
+        dense = str(about.get("dense", "its run was written before there was one; fit it again"))
+        tuned = Tuned(folder, spec, int(about["blocks"]), str(about["sha256"]), dict(about["provenance"]), dense)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / BASE} cannot be read: {error!r}", _AGAIN) from None
     except CompalError as error:
@@ -116,7 +121,7 @@ def spec_of(tuned: Tuned, name: str, level: str = "tokens", dtype: str = "float1
         raise InputError(f"{tuned.folder / WEIGHTS} is not what {BASE} says was written", _AGAIN)
     base = {"base": f"{tuned.spec.backbone} {tuned.spec.weights}"}
     full = dataclasses.replace(tuned.spec, backbone=name, weights=found, extra={**tuned.spec.extra, **base})
-    return at_level(full, level, dtype, tuned.blocks)
+    return at_level(full, level, dtype, tuned.blocks, tuned.dense)
 
 
 def load(folder: Path, spec: FeatureSpec | None = None, device: str = "cpu") -> DualEncoder:

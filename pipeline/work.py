@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,9 +34,12 @@ from .filling import Filling, FillingImages, FillingTexts, named
 from .forward import Array, Flight, Forward, Levels, plain, taken
 from .job import Job
 from .patience import Patience
-from .plan import Unit, batches
-from .regions import source_of
+from .plan import PlannedPart, Unit, batches
+from .regions import is_dense, source_of
 from .units import Done, Under, Writer
+
+if TYPE_CHECKING:
+    from .roi import Tokens
 
 __all__ = ["Done", "Tick", "Worker", "hardware"]
 
@@ -59,7 +62,7 @@ class Worker:
         self._specs = {spec.level: spec for spec in job.specs}
         self._patience = Patience(job.config.patience, job.listing.roots if job.listing else ())
         self._forward: Forward | None = None
-        self._tokens: dict[str, Any] = {}
+        self._tokens: dict[str, Tokens | None] = {}
         self._flops = self._peak = 0.0
 
     def run(
@@ -163,23 +166,39 @@ class Worker:
             for level, parts in under.unit.parts.items():
                 if self._specs[level].rung != "regions" or self._cropped(level):
                     continue
-                for part in [part for part in parts if part.name in under.todo]:
-                    self._pool_part(under, level)
+                left = [part for part in parts if part.name in under.todo]
+                tokens = self._cached(level, left)
+                if tokens is None:
+                    continue
+                for part in left:
+                    self._pool_part(under, level, tokens)
                     under.todo.discard(part.name)
             if under.todo:
                 yield under
             else:
                 self._tick("image", len(under.unit.items))
 
-    def _pool_part(self, under: Under, level: str) -> None:
-        from .roi import FillingPooled, Tokens, token_store
+    def _cached(self, level: str, parts: Sequence[PlannedPart]) -> Tokens | None:
+        """The cached states that a level of pooled regions is made of. A dense one without them, or with others'
+        images, goes through the towers: None."""
+        from .roi import Tokens, state_store, token_store
 
         forward, spec = self._ready(), self._specs[level]
+        dense = is_dense(level)
         if level not in self._tokens:
-            self._tokens[level] = Tokens(token_store(spec, self._stores[level].path), forward.encoder)
-        filling = under.filling(level, spec, FillingPooled)
+            store = (state_store if dense else token_store)(spec, self._stores[level].path)
+            self._tokens[level] = Tokens(store, forward.encoder, dense) if store else None
+        tokens = self._tokens[level]
+        held = tokens and (not dense or all(tokens.hold(part.items) for part in parts))
+        return tokens if held else None
+
+    def _pool_part(self, under: Under, level: str, tokens: Tokens) -> None:
+        from .roi import FillingPooled
+
+        forward = self._ready()
+        filling = under.filling(level, self._specs[level], FillingPooled)
         started = forward.seconds
-        filling.pool(self._tokens[level], forward)
+        filling.pool(tokens, forward)
         filling.seconds = forward.seconds - started
         under.seen(filling.seconds)
         self._put_if_full(under, level, filling)
@@ -211,12 +230,22 @@ class Worker:
             under.flops += self._flops * (len(batch.items) + crops)
         under.peak = self._peak
         for level in flying.levels:
-            filling = under.filling(level, self._specs[level], FillingImages)
+            filling = under.filling(level, self._specs[level], self._filling_images)
             regions = _per_image(batch, level, vectors[level]) if level in vectors else None
             filling.add(batch, features.get(level, (None, None)), regions)
             filling.shares(seconds, len(flying.levels))
             self._put_if_full(under, level, filling)
         self._tick("image", len(batch.items) + len(batch.refused))
+
+    def _filling_images(self, part: PlannedPart, spec: FeatureSpec) -> FillingImages:
+        if not is_dense(spec.level):
+            return FillingImages(part, spec)
+        from .dense import FillingDense
+        from .roi import cast_by
+
+        forward = self._ready()
+        encoder: Any = forward.encoder
+        return FillingDense(part, spec, cast_by(forward, spec), encoder.images.image_size)
 
     # --- texts ---------------------------------------------------------------------------------------
 

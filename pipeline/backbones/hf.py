@@ -50,7 +50,7 @@ def spec(argument: str, level: str = "tokens", dtype: str = "float16") -> Featur
     """
     source = _locate(argument)
     full, blocks = _full(source, hub_files.hash_of(hub_files.weight_files(source.folder)))
-    return at_level(full, level, dtype, blocks)
+    return at_level(full, level, dtype, blocks, "block:-1" if full.image_prefix else "tokens")
 
 
 def load(spec: FeatureSpec, device: str = "cpu") -> DualEncoder:

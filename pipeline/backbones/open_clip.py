@@ -24,6 +24,7 @@ from ...config import canonical
 from ...errors import InputError
 from ...stores.spec import FeatureSpec
 from .. import checkpoints, preprocess
+from ..dense import reads_or_why
 from ..dual_encoder import DualEncoder
 from ..encoder import at_level
 from ..tokenizers import BytePairs, CaptionTokenizer, HubTokenizer
@@ -40,6 +41,7 @@ class _Dims(NamedTuple):
     pooled_dim: int
     context_length: int
     blocks: int
+    dense: str
 
 
 def spec(argument: str, level: str = "tokens", dtype: str = "float16") -> FeatureSpec:
@@ -67,7 +69,7 @@ def spec(argument: str, level: str = "tokens", dtype: str = "float16") -> Featur
         tokenizer=_tokenizer_strings(config, dims.context_length),
         extra=activation,
     )
-    return at_level(full, level, dtype, dims.blocks)
+    return at_level(full, level, dtype, dims.blocks, dims.dense)
 
 
 def load(spec: FeatureSpec, device: str = "cpu") -> DualEncoder:
@@ -131,6 +133,7 @@ def _dims(config: bytes, name: str) -> _Dims:
         pooled_dim=pooled.shape[1],
         context_length=texts.context_length,
         blocks=min(images.blocks, texts.blocks),
+        dense=reads_or_why(images),
     )
 
 

@@ -44,7 +44,7 @@ def spec(argument: str = "", level: str = "tokens", dtype: str = "float16") -> F
         tokenizer={"name": "compal.words", "context_length": str(CONTEXT)},
         extra={"generator": "MT19937 normal, seeded by sha256"},
     )
-    return at_level(full, level, dtype)
+    return at_level(full, level, dtype, dense="its tokens are drawn, by no attention")
 
 
 def load(spec: FeatureSpec, device: str = "cpu") -> RandomEncoder:

@@ -49,7 +49,7 @@ def spec(argument: str = "", level: str = "tokens", dtype: str = "float16") -> F
         tokenizer={**name, "context_length": str(text["context_length"])},
         extra={"config": _digest(config)},
     )
-    return at_level(full, level, dtype, _blocks(config))
+    return at_level(full, level, dtype, _blocks(config), dense="block:-1")
 
 
 def load(spec: FeatureSpec, device: str = "cpu") -> DualEncoder:

@@ -51,6 +51,8 @@ def test_every_level_is_one_that_a_spec_may_have():
     assert set(LEVELS) == {
         "regions", "regions:grid", "regions:grid-70", "regions:grid-34", "regions:grid-18",
         "regions:roi", "regions:roi-grid", "regions:roi-grid-70", "regions:roi-grid-34", "regions:roi-grid-18",
+        "regions:dense", "regions:dense-roi",
+        "regions:dense-grid", "regions:dense-grid-70", "regions:dense-grid-34", "regions:dense-grid-18",
     }  # fmt: skip
     assert all(LEVEL.fullmatch(level) for level in LEVELS)
     with pytest.raises(UnknownName, match=r"no level 'regions:grid-71'.*regions:grid-70"):
@@ -115,6 +117,10 @@ def test_views_and_regions_are_counted_before_they_are_made(photograph):
                 made = views(image, item, dataclasses.replace(spec, level=level))
                 assert len(made) == view_count(item, level)
                 assert made[-1] is image, "the whole image comes last"
+            if source_of(level).each:  # their number is the tower's: tests/pipeline/test_dense.py
+                assert boxes_of(item, level) == ()
+                assert regions_of(list(range(5)), level) == list(range(4)), "the whole image is none of them"
+                continue
             kept = regions_of(list(range(view_count(item, level))), level)
             smallest = source_of(level).smallest
             expected = len(windows(smallest)) if smallest else max(1, len(boxes))
