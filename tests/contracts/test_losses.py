@@ -44,16 +44,19 @@ def make_batch(images=6, extra=3, groups=True):
         negatives=negatives,
         phrases=phrases,
         further=further,
+        told=lambda columns: [f"caption {column}" for column in columns],
     )
 
 
 def configs(name, sure=False):
     """The default configuration, and one with every weight of the loss switched on. `sure`: targets are not
-    smoothed, which makes certainty cost something."""
+    smoothed, which makes certainty cost something, and nothing is asked of a decoder that has learnt nothing."""
     default = registry.load("losses", name).Config()
     fields = {field.name for field in dataclasses.fields(default)}
     if sure and "smoothing" in fields:
         default = dataclasses.replace(default, smoothing=0.0)
+    if "decoder" in fields:
+        default = dataclasses.replace(default, decoder="random", **({"rec": 0.0} if sure else {}))
     weights = {field: 1.0 for field in fields if field.endswith("weight")}
     return [default, dataclasses.replace(default, **weights)]
 
@@ -94,13 +97,17 @@ def views_of(batch, scores):
     )
 
 
-def loss_of(module, scores, batch, config, *fitted):
-    """The loss as the engine calls it: with the views and the teacher that it asks for."""
+def loss_of(module, scores, batch, config, *fitted, views_of=views_of):
+    """The loss as the engine calls it: with the views, the teacher and the module that it asks for."""
     given, looks = {}, getattr(module, "VIEWS", False)
     if looks:
         given["views"] = views_of(batch, scores)
     if getattr(module, "TEACHER", False):
         given["teacher"] = views_of(batch, right(batch)) if looks else right(batch)
+    if hasattr(module, "build"):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            given["module"] = module.build(config, sum(batch.shape))
     return module.loss(scores, batch, config, *fitted, **given)
 
 
@@ -166,10 +173,18 @@ def test_order_does_not_matter(name):
     for field in ("negatives", "phrases", "further"):
         listed = getattr(batch, field)
         setattr(shuffled, field, torch.where(listed < 0, -1, back[listed.clamp(min=0)])[order])
+    shuffled.told = lambda found: batch.told(columns[found].tolist())
+
+    def moved(_, scores):
+        """The same vectors in the other order; those of `shuffled` would be others, of other coordinates."""
+        seen = views_of(batch, scores)
+        images = {name: getattr(seen, name)[rows] for name in ("image", "patches", "patch_mask")}
+        captions = {name: getattr(seen, name)[columns] for name in ("text", "tokens", "token_mask")}
+        return dataclasses.replace(seen, **images, **captions)
+
     for config in configs(name):
-        torch.testing.assert_close(
-            loss_of(module, scores[rows][:, columns], shuffled, config), loss_of(module, scores, batch, config)
-        )
+        found = loss_of(module, scores[rows][:, columns], shuffled, config, views_of=moved)
+        torch.testing.assert_close(found, loss_of(module, scores, batch, config))
 
 
 @every_loss

@@ -95,14 +95,17 @@ def a_batch(config, pixels):
         negatives=torch.tensor([[2], [3]]),
         phrases=torch.tensor([[3, 4], [1, -1]]) if config.data.phrases else None,
         further=torch.tensor([[4], [-1]]) if config.data.further else None,
+        told=lambda columns: [f"caption {column}" for column in columns],
     )
 
 
 @every_recipe
 def test_recipe_takes_two_steps(name, pixels):
-    """At CLIP ViT-B/32 sizes, random features or random towers; the loss of the same batch falls."""
+    """At CLIP ViT-B/32 sizes, random features, towers and decoders; the loss of the same batch falls."""
     torch.manual_seed(0)
     config = load_recipe(name)
+    if "decoder" in config.loss:
+        config = load_recipe(name, ["loss.decoder=random"])
     options = dict(config.head)
     towers = (lambda: open_towers(pixels[0])) if config.level == "pixels" else None
     dims = Dims.of(pixels[0]) if towers else CLIP
