@@ -1,0 +1,75 @@
+"""SugarCrepe++: one photograph, two captions of one meaning in other words, one hard negative; five subsets.
+
+An item counts if both captions are above the negative (ITT, the paper's image-to-text task); p1_neg and p2_neg are its
+halves. Captions were edited after SugarCrepe and `id` is a position in the file, so nothing joins the two but the text.
+In rows 2 and 8 of swap_obj the negative is the first caption letter by letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...errors import InputError, UnknownName
+from ...stores.items import Item
+from ..sources import POSITIVES_TRUTH, Group, Sources
+from . import _identical
+from ._files import FolderImages, keyed, keyed_items, present, read_rows, text_of
+
+SUBSETS = ("replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+
+INFO = {
+    "title": "SugarCrepe++",
+    "metric": "positives",
+    "chance": {"itt": 100 / 3, "p1_neg": 50.0, "p2_neg": 50.0},
+    "citation": "Dumpala et al., SugarCrepe++ Dataset: Vision-Language Model Sensitivity to Semantic and Lexical "
+    "Alterations, NeurIPS 2024, arXiv:2406.11171",
+    "licence": "CC BY 4.0 by the README, MIT by the LICENSE file; COCO images: Flickr terms, per image",
+    "url": "https://github.com/Sri-Harsha/scpp",
+    "files": "Put the five data/*.json of github.com/Sri-Harsha/scpp in ROOT and the photographs of "
+    "images.cocodataset.org/zips/val2017.zip in ROOT/val2017.",
+    "splits": SUBSETS,
+    "size": 4757,
+    "revision": "Sri-Harsha/scpp c083bbf039a5",
+    "tie_rule": "lose",
+    "headline": "itt",
+    "variants": _identical.VARIANT,
+}
+POOLS = {kind: tuple(name for name in SUBSETS if name.startswith(kind)) for kind in ("replace", "swap")}
+AVERAGES = {"5-subset": SUBSETS}
+
+
+def _subset(folder: Path, name: str) -> Iterator[Group]:
+    path = folder / f"{name}.json"
+    for number, row in enumerate(read_rows(path)):
+        where = f"{path} row {number}"
+        captions = tuple(text_of(row, field, where) for field in ("caption", "caption2", "negative_caption"))
+        image = text_of(row, "filename", where)
+        yield Group(f"{name}/{row.get('id', number)}", (image,), captions, POSITIVES_TRUTH, name, where)
+
+
+def _named(sources: Sources) -> tuple[list[Group], FolderImages]:
+    root = sources.folder("sugarcrepe-pp", str(INFO["files"]))
+    if sources.split is not None and sources.split not in SUBSETS:
+        raise UnknownName.among("split of sugarcrepe-pp", sources.split, SUBSETS)
+    wanted = SUBSETS if sources.split is None else (sources.split,)
+    folder = root / "data" if (root / "data").is_dir() else root
+    lacking = [f"{name}.json" for name in wanted if not (folder / f"{name}.json").is_file()]
+    if lacking:
+        raise InputError(f"SugarCrepe++: {folder} lacks {', '.join(lacking)}", str(INFO["files"]))
+    named = _identical.told(sources, [group for name in wanted for group in _subset(folder, name)])
+    given = [sources.images] if sources.images else []
+    images = FolderImages("sugarcrepe-pp", [*given, root / "val2017", root / "images"])
+    return present(sources, named, images, "SugarCrepe++", str(INFO["files"])), images
+
+
+def items(sources: Sources) -> Iterator[Item]:
+    """The photographs and the three captions of every row. Raises `InputError` for files that lack or break."""
+    named, images = _named(sources)
+    yield from keyed_items(named, images, "sugarcrepe-pp")
+
+
+def groups(sources: Sources) -> Iterator[Group]:
+    """One image × (caption, second caption, negative) per row, by subset. Raises `InputError` as `items` does."""
+    named, images = _named(sources)
+    yield from keyed(named, images)
