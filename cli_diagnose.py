@@ -27,7 +27,7 @@ Part = Annotated[
 Crops = Annotated[
     list[int] | None,
     typer.Option(
-        "--crops", help="Windows of crop search, and of tokens pooled so: 18, 34, 70, 239; repeat; 0 for none.",
+        "--crops", help="Windows of crop search, and of patches pooled so: 18, 34, 70, 239; repeat; 0 for none.",
         show_default="18", rich_help_panel="What",
     ),
 ]  # fmt: skip
@@ -78,7 +78,7 @@ def diagnose(  # noqa: PLR0913 - one parameter per command-line option
 ) -> None:
     """Find where a backbone loses binding: in the encoder, in the read-out, or nowhere; and what reading it costs.
 
-    Scores cosine, known parts, crop search, pooled tokens, a learned head and tuned towers
+    Scores cosine, known parts, crop search, pooled and dense tokens, a learned head and tuned towers
     on the same items, and says of each what it proves. Writes WORKSPACE/scores/BENCHMARK/ROW.
 
     Example: compal diagnose --backbone shapes-vit --limit 20 --extract --plot ladder.svg

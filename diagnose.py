@@ -81,7 +81,7 @@ def diagnose(  # noqa: PLR0913 - the command's options, by keyword
     """The rungs that there are, scored and held against one another; see `eval.ladder`. Rows are saved as those of
     `compal eval`.
 
-    crops    windows of the grids of crop search and of pooled tokens: 18, 34, 70 or 239
+    crops    windows of the grids of crop search, of pooled tokens and of patches: 18, 34, 70 or 239
     runs     of learned alignment; the shipped head by default where the backbone has one
     tuned    backbones such as run:ID, read by their cosine
     measure  images to measure the cost on, 0 for none
@@ -138,13 +138,23 @@ def open_course(
 
 
 def _parts(course: Course, crops: Sequence[int]) -> list[Step]:
-    """The oracle, crop search and pooled tokens."""
+    """The oracle, crop search, pooled tokens and patches projected alone."""
+    from .pipeline.encoder import resolve
+
     grids = [f"-{count}" if count != 239 else "" for count in crops]
     asked = [("oracle", "oracle", "regions")]
     asked += [("crops", f"crops{grid}", f"regions:grid{grid}") for grid in grids]
     asked += [("pooled", "roi", "regions:roi")]
     asked += [("pooled", f"roi-grid{grid}", f"regions:roi-grid{grid}") for grid in grids]
+    asked += [("dense", "dense", "regions:dense"), ("dense", "dense-roi", "regions:dense-roi")]
+    asked += [("dense", f"dense-grid{grid}", f"regions:dense-grid{grid}") for grid in grids]
     steps = [_part(course, *one) for one in asked]
+    try:
+        with course.workspace.used():
+            resolve(course.backbone, "regions:dense")
+    except InputError as error:  # not every family defines it
+        why = {"missing": error.what, "cure": error.cure}
+        steps = [dataclasses.replace(step, **why) if step.kind == "dense" else step for step in steps]
     if not crops:
         why, cure = "no grid of windows was asked for", "Name one: --crops 18"
         steps.insert(1, Step("crops", "crops", course.backbone, "regions:grid", missing=why, cure=cure))
@@ -156,14 +166,14 @@ def _part(course: Course, kind: str, label: str, level: str) -> Step:
     from .pipeline.regions import named_segments, source_of
     from .pipeline.stored import spec_named
 
-    step = Step(kind, label, course.backbone, level, level, "maxsim")
+    step, boxes = Step(kind, label, course.backbone, level, level, "maxsim"), source_of(level).boxed
     images, texts = ({item.key: item for item in course.items if item.kind == which} for which in ("image", "text"))
     boxed = sum(bool(item.boxes) for item in images.values())
-    if not source_of(level).smallest and not boxed:
+    if boxes and not boxed:
         why = f"no image of {course.benchmark} comes with boxes"
         return dataclasses.replace(step, missing=why, cure="A benchmark's own file brings them; --crops needs none.")
     notes = []
-    if not source_of(level).smallest and boxed < len(images):
+    if boxes and boxed < len(images):
         notes.append(f"boxes for {boxed:,} of {len(images):,} images, the others are one region")
     cut = sum(bool(named_segments(item)) for item in texts.values())
     if cut < len(texts) and "segments" not in spec_named(course.backbone, level, "float16", course.workspace).extra:
@@ -319,6 +329,6 @@ def _scored(
         return [], dataclasses.replace(step, missing=error.what.rstrip("."), cure=cure)
     except InputError as error:
         # Not every tower's tokens can be pooled by place; what else is wrong is the user's to mend.
-        if step.kind != "pooled" or isinstance(error, SpecMismatch):
+        if step.kind not in ("pooled", "dense") or isinstance(error, SpecMismatch):
             raise
         return [], dataclasses.replace(step, missing=error.what.rstrip("."), cure=error.cure)

@@ -67,23 +67,26 @@ class Meter:
         from .pipeline.extract import extract
         from .pipeline.forward import plain
         from .pipeline.plan import ExtractConfig
+        from .pipeline.regions import is_dense
         from .pipeline.stored import spec_named
         from .stores.store import Store
 
         if (backbone, level) in self.known:
             return self.known[backbone, level]
         spent = []
+        # Beside no cached states, so that the pass is counted.
+        folder = self.folder / "dense" if is_dense(level) else self.folder
         with self.course.workspace.used():
             spec = spec_named(backbone, level, "float16", self.course.workspace)
             encoder, config = load_encoder(plain(spec)), ExtractConfig(batch_size=64, workers=1)
             for some in (images[:FEW], images[FEW : 2 * FEW], images[2 * FEW :]):
                 started = time.process_time()
-                extract(some, spec, self.folder / spec.folder, config, encoder=encoder)
+                extract(some, spec, folder / spec.folder, config, encoder=encoder)
                 spent.append(time.process_time() - started)
         _, few, many = spent
         left = len(images) - 2 * FEW
         slope = (many - few) / (left - FEW) if left > FEW and many > few else many / max(1, left)
-        parts = [part for part in Store.open(self.folder / spec.folder).parts if part.kind == "image"]
+        parts = [part for part in Store.open(folder / spec.folder).parts if part.kind == "image"]
         largest = max(parts, key=lambda part: part.rows)
         size = sum(int(file["bytes"]) for name, file in largest.files.items() if name.startswith("images/"))
         self.known[backbone, level] = 1000 * slope, round(size / largest.rows)

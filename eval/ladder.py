@@ -4,6 +4,7 @@
     oracle   the parts of a scene, known exactly, each read by the encoder: best region of each segment, then the mean
     crops    the same without being told where: the windows of a grid, encoded one by one
     pooled   the same from the patch tokens of a single pass
+    dense    the same from its patches, each projected on its own (MaskCLIP)
     learned  a head fitted on the frozen tokens
     tuned    all weights fitted, read by the cosine again
 
@@ -29,7 +30,7 @@ from .results import Estimate, ResultRow, Summary
 from .tradeoff import HOW
 
 FORMATS = ("table", "md", "csv", "json")
-KINDS = ("cosine", "oracle", "crops", "pooled", "learned", "tuned")
+KINDS = ("cosine", "oracle", "crops", "pooled", "dense", "learned", "tuned")
 TIDY = ("rung", "kind", "level", "category", "metric", "value", "low", "high", "n", "ties")
 COSTS = ("passes", "cpu_ms", "pair_ms", "bytes")
 COST = (
@@ -64,6 +65,16 @@ PROVES: dict[tuple[str, str], dict[str, str]] = {
         LEVEL: "these items do not tell tokens pooled by part from the pooled vector",
         BELOW: "tokens of one pass, pooled by part, show less than the pooled vector",
     },
+    ("dense", "pooled"): {
+        ABOVE: "what the last attention says of the same places lies nearer to captions than the states pooled there",
+        LEVEL: "these items do not tell patches projected alone from states pooled over the same places",
+        BELOW: "patches projected alone read less than the states pooled over the same places",
+    },
+    ("dense", "cosine"): {
+        ABOVE: "patches of one pass, projected alone, show binding that the pooled vector loses",
+        LEVEL: "these items do not tell patches projected alone from the pooled vector",
+        BELOW: "patches of one pass, projected alone, show less than the pooled vector",
+    },
     ("learned", "oracle"): {
         ABOVE: "alignment can be learned from frozen tokens, and they hold more than known parts alone show",
         LEVEL: "these items do not tell learned alignment from known parts, which it was not told",
@@ -91,6 +102,7 @@ LIMITS = {
     "relations, which no single part shows",
     "crops": "that it can be afforded, nor that the window chosen is the thing's own",
     "pooled": "what patch tokens hold beyond this pooling: they may lie where no caption was ever compared with them",
+    "dense": "what patch tokens hold beyond this projection, in which no patch was ever trained to meet a caption",
     "learned": "that none of it is the training data's: look out of domain with --split",
     "tuned": "what was forgotten for it: look out of domain with --split, and at retrieval",
 }
@@ -220,7 +232,8 @@ def paired(row: ResultRow, other: ResultRow, seed: int = 0) -> tuple[float, floa
 
 def compared(rungs: Sequence[Rung], chance: ResultRow, seed: int = 0) -> tuple[Rung, ...]:
     """The rungs with their gaps: the cosine against chance, each other against the first of `AGAINST` that is there.
-    Pooled tokens are held against the crops of the same places, those of boxes against the oracle."""
+    Pooled tokens are held against the crops of the same places, those of boxes against the oracle; patches projected
+    alone against the tokens pooled there."""
     found = []
     for rung in rungs:
         gap = None
@@ -237,9 +250,12 @@ def compared(rungs: Sequence[Rung], chance: ResultRow, seed: int = 0) -> tuple[R
 def _other(rung: Rung, rungs: Sequence[Rung]) -> Rung | None:
     """The rung to hold one against."""
     there = [one for one in rungs if one.row]
-    if rung.kind == "pooled":
-        twin = rung.level.replace(":roi-", ":").replace(":roi", "")
-        same = [one for one in there if one.level == twin and one.kind in ("crops", "oracle")]
+    if rung.kind in ("pooled", "dense"):
+        if rung.kind == "pooled":
+            twin, kinds = rung.level.replace(":roi-", ":").replace(":roi", ""), ("crops", "oracle")
+        else:
+            twin, kinds = rung.level.replace(":dense-grid", ":roi-grid").replace(":dense-roi", ":roi"), ("pooled",)
+        same = [one for one in there if one.level == twin and one.kind in kinds]
         order = same + [one for one in there if one.kind == "cosine"]
     else:
         order = [one for kind in AGAINST[rung.kind] for one in there if one.kind == kind]

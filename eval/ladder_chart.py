@@ -17,12 +17,12 @@ from .picture import FAINT, check, styled, write
 from .results import Estimate, ResultRow
 
 INKS = {
-    "cosine": "#5b6775", "oracle": "#c2571a", "crops": "#b8860b", "pooled": "#5b3a8c", "learned": "#1f6f8b",
-    "tuned": "#2e7d4f",
+    "cosine": "#5b6775", "oracle": "#c2571a", "crops": "#b8860b", "pooled": "#5b3a8c", "dense": "#b0357a",
+    "learned": "#1f6f8b", "tuned": "#2e7d4f",
 }  # fmt: skip
 SHAPES = {
-    "cosine": "square", "oracle": "diamond", "crops": "triangle-up", "pooled": "triangle-down", "learned": "circle",
-    "tuned": "cross",
+    "cosine": "square", "oracle": "diamond", "crops": "triangle-up", "pooled": "triangle-down",
+    "dense": "triangle-right", "learned": "circle", "tuned": "cross",
 }  # fmt: skip
 SMALL, ROW, ACROSS = 150, 20, 5  # of a category's panel: width, height of a rung, pixels; panels a line
 EDGES = (-2.5, 102.5)  # percent that an axis shows at most: a point at 0 is whole

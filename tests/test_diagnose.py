@@ -83,7 +83,8 @@ def test_the_examples_of_the_help_run(empty, words):
     assert ("--plot" in words) == Path("ladder.svg").is_file()
     assert ("would score" in out) == ("--dry-run" in words)
     assert empty.stores.exists() == ("--dry-run" not in words)
-    for rung in ("cosine", "oracle", "crops-18", "roi", "roi-grid-18", "tflocal", "tuned"):
+    dense = ("dense", "dense-roi", "dense-grid-18")
+    for rung in ("cosine", "oracle", "crops-18", "roi", "roi-grid-18", *dense, "tflocal", "tuned"):
         assert re.search(rf"^ *{rung} ", out, re.M), rung
 
 
@@ -98,6 +99,9 @@ def test_every_rung_scores_what_eval_scores(work):
         "crops-18": {"heads": ["maxsim"], "level": "regions:grid-18"},
         "roi": {"heads": ["maxsim"], "level": "regions:roi"},
         "roi-grid-18": {"heads": ["maxsim"], "level": "regions:roi-grid-18"},
+        "dense": {"heads": ["maxsim"], "level": "regions:dense"},
+        "dense-roi": {"heads": ["maxsim"], "level": "regions:dense-roi"},
+        "dense-grid-18": {"heads": ["maxsim"], "level": "regions:dense-grid-18"},
         "tflocal": {"runs": ["shipped:tflocal"]},
         "run:ft": {"heads": ["cosine"], "level": "pooled", "backbone": "run:ft"},
     }.items():
@@ -108,7 +112,7 @@ def test_every_rung_scores_what_eval_scores(work):
         assert found[label]["row"]["by_category"] == told["by_category"], label
     assert set(found["oracle"]["row"]["by_category"]) == {"colour", "material", "size", "quantity", "relation"}
     assert [found[label]["gap"]["against"] for label in found] == [
-        "chance", "cosine", "cosine", "oracle", "crops-18", "oracle", "tflocal",
+        "chance", "cosine", "cosine", "oracle", "crops-18", "cosine", "roi", "roi-grid-18", "oracle", "tflocal",
     ]  # fmt: skip
     assert not any(rung["missing"] for rung in found.values())
 
@@ -126,6 +130,7 @@ def test_passes_are_those_of_the_images(work):
     boxes = sum(len(item.boxes) for item in images) / len(images)
     found = {step.label: diagnose_cost.passes(step, course.items) for step in course.steps}
     wanted = {"cosine": 1, "oracle": boxes + 1, "crops-18": 18, "crops": 239, "roi": 1, "roi-grid-18": 1, "roi-grid": 1}
+    wanted |= {"dense": 1, "dense-roi": 1, "dense-grid": 1}
     assert {label: found[label] for label in wanted} == wanted
 
 
@@ -164,6 +169,10 @@ def test_rungs_that_cannot_be_had_name_the_command(work):
 def test_a_backbone_without_a_head_lacks_the_learned_rung(empty):
     code, out, _ = run("diagnose", "--backbone", "random", *FEW, "--extract", "--format", "csv")
     assert code == 0
+    lacking = re.findall(
+        r"^([\w-]+),dense,.*random:49x64 has no level 'regions:dense': its tokens are drawn", out, re.M
+    )
+    assert lacking == ["dense", "dense-roi", "dense-grid-18"]
     assert re.search(r"^learned,learned,tokens,,.*no run was given.*compal fit tflocal --backbone random", out, re.M)
 
 
@@ -195,7 +204,7 @@ def test_photographs_lack_boxes_and_segments_until_they_are_made(empty, winogrou
     code, out, _ = run(*how, "--format", "csv")
     assert code == 0
     missing = dict(re.findall(r"^([\w-]+),.*?(no (?:image|caption)[^\n]*)", out, re.M))
-    assert set(missing) == {"oracle", "roi", "crops-18", "roi-grid-18"}
+    assert set(missing) == {"oracle", "roi", "crops-18", "roi-grid-18", "dense", "dense-roi", "dense-grid-18"}
     assert missing["oracle"].startswith("no image of winoground comes with boxes")
     assert missing["crops-18"].startswith("no caption of winoground comes with segments")
     command = re.search(r"`compal (extract [^`]+grid-18 --segments rules)`", missing["roi-grid-18"])[1]
@@ -203,7 +212,8 @@ def test_photographs_lack_boxes_and_segments_until_they_are_made(empty, winogrou
     assert run(*shlex.split(command.replace("tokens,regions:roi-grid", "regions:grid")))[0] == 0
     code, out, _ = run(*how, "--format", "json")
     found = {rung["label"]: rung for rung in json.loads(out)["rungs"]}
-    assert [label for label, rung in found.items() if rung["row"] is None] == ["oracle", "roi", "tuned"]
+    lacking = [label for label, rung in found.items() if rung["row"] is None]
+    assert lacking == ["oracle", "roi", "dense", "dense-roi", "dense-grid-18", "tuned"]
     assert found["roi-grid-18"]["gap"]["against"] == "crops-18"
 
 

@@ -135,6 +135,21 @@ def test_pooled_windows_are_held_against_the_same_windows_encoded(row, level, ag
 
 
 @pytest.mark.parametrize(
+    ("level", "against"),
+    [("regions:dense", "cosine"), ("regions:dense-roi", "roi"), ("regions:dense-grid-18", "roi-grid-18"),
+     ("regions:dense-grid", "cosine")],
+)  # fmt: skip
+def test_patches_projected_alone_are_held_against_the_tokens_pooled_there(row, level, against):
+    one = row("one", drawn(0.5))
+    rungs = [
+        Rung("cosine", "cosine", "tokens", one), Rung("oracle", "oracle", "regions", one),
+        Rung("crops", "crops-18", "regions:grid-18", one), Rung("pooled", "roi", "regions:roi", one),
+        Rung("pooled", "roi-grid-18", "regions:roi-grid-18", one), Rung("dense", "it", level, one),
+    ]  # fmt: skip
+    assert ladder.compared(rungs, results.chance_row(one))[-1].gap.against == against
+
+
+@pytest.mark.parametrize(
     ("low", "high", "outcome"),
     [(1.0, 5.0, "above"), (-5.0, -1.0, "below"), (-1.0, 5.0, "level"), (0.0, 5.0, "level"), (None, None, "level")],
 )
@@ -145,6 +160,7 @@ def test_an_interval_that_holds_zero_tells_nothing(low, high, outcome):
 def test_every_comparison_has_words_for_every_outcome():
     wanted = {(kind, other) for kind, others in ladder.AGAINST.items() for other in others}
     wanted |= {("cosine", "chance"), ("pooled", "crops"), ("pooled", "cosine")}
+    wanted |= {("dense", "pooled"), ("dense", "cosine")}
     assert set(ladder.PROVES) == wanted
     assert all(set(words) == {"above", "below", "level"} for words in ladder.PROVES.values())
     assert all(words["level"].startswith("these items do not tell") for words in ladder.PROVES.values())
