@@ -34,7 +34,7 @@ from typing import Any, Literal, Protocol
 
 from .config import from_dict, read_toml
 from .errors import CompalError, InputError, UnknownName, UsageError
-from .registry import split_argument
+from .registry import names, split_argument
 
 CONFIG_FILE = "compal.toml"
 DEFAULT_FOLDER = "compal-work"
@@ -181,7 +181,10 @@ class Workspace:
         slug = _slug(name.replace("_", "-"))
         if root is not None:
             here = Path(str(root).partition("?")[0])
-            place = os.path.abspath(root) if here.exists() or here.parent.is_dir() else str(root)
+            # A dataset within another (`clic:shapes`) is a name, wherever one stands.
+            inner = split_argument(str(here))[0] in names("datasets") and not here.exists()
+            local = here.exists() or (here.parent.is_dir() and not inner)
+            place = os.path.abspath(root) if local else str(root)
             slug += "-" + hashlib.sha256(place.encode()).hexdigest()[:8]
         return self.pairs / slug / f"{_slug(split)}.parquet"
 

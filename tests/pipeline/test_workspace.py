@@ -131,6 +131,10 @@ def test_pairs_of_two_roots_are_two_tables(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "other")
     assert workspace.pairs_path("huggingface:org/name?image=a", "val") == hub
     assert workspace.pairs_path("table:x.csv", "val") != hub
+    inner = workspace.pairs_path("clic:shapes?seed=1", "val")
+    assert inner != workspace.pairs_path("clic:shapes", "val")
+    monkeypatch.chdir(tmp_path.parent)
+    assert workspace.pairs_path("clic:shapes?seed=1", "val") == inner
     assert workspace.pairs_path("shapes", "../x").parent == workspace.pairs / "shapes"
     assert workspace.pairs_path("shapes", "a b") != workspace.pairs_path("shapes", "a-b")
 

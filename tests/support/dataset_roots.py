@@ -197,7 +197,12 @@ def dreamlip(root):
     return root
 
 
+def clic(root):
+    return Path(f"folder:{folder(root)}")
+
+
 MAKERS = {
+    "clic": clic,
     "coco": coco,
     "coco-karpathy": coco_karpathy,
     "degla": degla,
