@@ -6,15 +6,14 @@ columns name files.
 
 from __future__ import annotations
 
-import functools
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, UnknownName
-from ...stores.items import Item, content_key
+from ...stores.items import Item
 from ..sources import QUAD_TRUTH, Group, Sources
+from . import _columns
 from ._files import FolderImages, Images, keyed, keyed_items, present, read_rows, text_of
 
 COLUMNS = ("image", "caption", "negative_caption", "negative_image", "type", "subtype")
@@ -41,46 +40,6 @@ POOLS = {kind: tuple(name for name in CATEGORIES if name.startswith(kind)) for k
 AVERAGES: dict[str, tuple[str, ...]] = {}
 
 
-class ParquetImages:
-    """Images inside parquet shards, named `<shard>#<row group>#<row>#<column>`. Nothing is kept but two
-    columns of one or two row groups, so that an item costs no memory until it is decoded."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.where = f"the shards in {folder}"
-
-    def has(self, name: str) -> bool:
-        return _image_bytes(self.folder, name) is not None
-
-    def item(self, name: str) -> Item:
-        key = content_key("image-file", _image_bytes(self.folder, name) or b"")
-        return Item(key, "image", f"bivlc/{name}", functools.partial(_render, self.folder, name))
-
-
-@functools.lru_cache(maxsize=4)
-def _column(path: Path, row_group: int, column: str) -> Any:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        return file.read_row_group(row_group, columns=[column]).column(column)
-
-
-def _image_bytes(folder: Path, name: str) -> bytes | None:
-    shard, row_group, row, column = name.split("#")
-    value = _column(folder / shard, int(row_group), column)[int(row)].as_py()
-    content = value.get("bytes") if isinstance(value, dict) else value
-    return content if isinstance(content, bytes) and content else None
-
-
-def _render(folder: Path, name: str) -> Any:
-    """The image as (H, W, 3) uint8."""
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(io.BytesIO(_image_bytes(folder, name) or b"")) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 def _quad(number: int, row: dict[str, Any], images: tuple[str, str], where: str) -> Group:
     captions = (text_of(row, "caption", where), text_of(row, "negative_caption", where))
     category = f"{text_of(row, 'type', where)}_{text_of(row, 'subtype', where)}"
@@ -91,26 +50,9 @@ def _quad(number: int, row: dict[str, Any], images: tuple[str, str], where: str)
 
 
 def _from_parquet(shards: list[Path]) -> Iterator[Group]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    for path in shards:
-        try:
-            file = pq.ParquetFile(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"{path} is not a readable parquet file: {error}", str(INFO["files"])) from None
-        with file:
-            _need_columns(path, file.schema_arrow.names)
-            for group in range(file.num_row_groups):
-                rows = file.read_row_group(group, columns=["caption", "negative_caption", "type", "subtype"])
-                for index, row in enumerate(rows.to_pylist()):
-                    names = (
-                        f"{path.name}#{group}#{index}#image",
-                        f"{path.name}#{group}#{index}#negative_image",
-                    )
-                    yield _quad(number, row, names, f"{path} row {number}")
-                    number += 1
+    texts, images = ("caption", "negative_caption", "type", "subtype"), ("image", "negative_image")
+    for number, (where, row) in enumerate(_columns.rows(shards, texts, images, str(INFO["files"]))):
+        yield _quad(number, row, (row["image"], row["negative_image"]), where)
 
 
 def _need_columns(path: Path, columns: list[str]) -> None:
@@ -139,7 +81,7 @@ def _named(sources: Sources) -> tuple[list[Group], Images]:
     )
     images: Images
     if shards:
-        images, named = ParquetImages(shards[0].parent), _from_parquet(shards)
+        images, named = _columns.ColumnImages("bivlc", shards[0].parent), _from_parquet(shards)
     elif len(tables) == 1 and tables[0].suffix == ".csv":
         given = [sources.images] if sources.images else []
         images, named = FolderImages("bivlc", [*given, folder / "images", folder]), _from_csv(tables[0])
