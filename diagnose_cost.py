@@ -95,7 +95,7 @@ class Meter:
     def pair_ms(self, step: Step) -> float:
         """CPU milliseconds of one scored pair, from the workspace's store."""
         from . import api
-        from .eval.score import Options, score_groups
+        from .eval.scoring import judge, score_groups
         from .pipeline.stored import spec_named
 
         course = self.course
@@ -104,9 +104,10 @@ class Meter:
         (entry,) = api.scorers(store, heads, runs, course.workspace, "cpu")
         have = store.keys("image") | store.keys("text")
         groups = [group for group in course.groups if {*group.images, *group.captions} <= have][:TIMED]
-        score_groups(groups[:WARM], entry.scorer, store, step.label, Options())
+        asked = judge(step.label, entry.scorer, store)
+        score_groups(groups[:WARM], asked, step.label)
         started = time.process_time()
-        values = score_groups(groups, entry.scorer, store, step.label, Options())
+        values = score_groups(groups, asked, step.label)
         return 1000 * (time.process_time() - started) / len(values)
 
 

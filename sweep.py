@@ -186,7 +186,7 @@ def _bare(patch: dict[str, Any]) -> list[Any]:
 
 
 def _provenance(patch: dict[str, Any], spec: FeatureSpec) -> dict[str, Any]:
-    from .eval.score import commit
+    from .eval.provenance import commit
 
     libraries = {name: importlib.metadata.version(name) for name in ("torch", "safetensors")}
     return {

@@ -28,8 +28,8 @@ import torch
 
 from compal import api, registry
 from compal.align.checkpoint import fitted_spec, load_scorer
-from compal.eval import intervals, results
-from compal.eval.score import Options, score_groups
+from compal.eval import intervals, outcomes
+from compal.eval.scoring import judge, score_groups
 from compal.eval.sources import Sources
 from compal.pipeline.plan import ExtractConfig
 from compal.stores.cast import CastSummary, cast
@@ -76,12 +76,11 @@ def hits(benchmark: str, taken: Sources, store: Store, head: Any) -> tuple[dict[
     """metric → (hits (N,) bool, cluster (N,)), and the scores."""
     module = registry.load("benchmarks", benchmark)
     groups = list(module.groups(taken))
-    scores = score_groups(groups, head, store, "head", Options())
-    table = results.table(groups, scores, module.INFO["metric"])
+    scores = score_groups(groups, judge("head", head, store), "head")
+    table = outcomes.table(groups, scores, module.INFO["metric"])
     found = {}
-    for part in results._outcomes(table, {"metric": module.INFO["metric"], "ks": (1,)}):
-        cluster = intervals.clusters(part.images)
-        found |= {metric: (hit, cluster) for metric, hit in part.hits.items()}
+    for part in outcomes.outcomes(table, {"metric": module.INFO["metric"], "ks": (1,)}):
+        found |= {metric: (hit > 0, part.cluster) for metric, hit in part.credit.items()}
     return found, scores
 
 

@@ -8,7 +8,7 @@ Percentages are in [0, 100] and follow from the per-item hits of `pairs_hits`, `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from ..errors import InputError
 
 Result = dict[str, float | int | None]
 Bools = NDArray[np.bool_]
+Above = Callable[[Any, Any], Any]
+"""What is to be above: `np.greater`, strict; `np.greater_equal` where `ties` says what a tie is worth."""
 
 # Rows of the similarity matrix whose comparisons are held at once: 1,024 × 25,000 booleans are 25 MB.
 BLOCK = 1024
@@ -41,7 +43,7 @@ def _floats(values: Any, name: str, ndim: int) -> NDArray[np.floating[Any]]:
     return array
 
 
-def pairs_hits(positive: Any, negatives: Any) -> tuple[Bools, Bools]:
+def pairs_hits(positive: Any, negatives: Any, above: Above = np.greater) -> tuple[Bools, Bools]:
     """Per item: is the positive above every negative, and does it equal one of them.
 
     positive (N,), negatives (N, K) with K ≥ 1 → hits (N,), ties (N,). Raises `InputError` for NaN and shapes
@@ -52,8 +54,8 @@ def pairs_hits(positive: Any, negatives: Any) -> tuple[Bools, Bools]:
         raise InputError(
             f"positive {right.shape} and negatives {wrong.shape} do not agree; (N,) and (N, K ≥ 1) are needed"
         )
-    above, equal = np.greater(right[:, None], wrong), np.equal(right[:, None], wrong)
-    return above.all(axis=1), equal.any(axis=1)
+    hits, equal = above(right[:, None], wrong), np.equal(right[:, None], wrong)
+    return hits.all(axis=1), equal.any(axis=1)
 
 
 def pairs(positive: Any, negatives: Any) -> Result:
@@ -65,7 +67,7 @@ def pairs(positive: Any, negatives: Any) -> Result:
     return {"accuracy": percent(hits), "n": len(hits), "ties": int(ties.sum())}
 
 
-def quads_hits(scores: Any) -> dict[str, Bools]:
+def quads_hits(scores: Any, above: Above = np.greater) -> dict[str, Bools]:
     """Per item of scores (N, 2 images, 2 texts), where image i belongs to text i, four vectors (N,):
 
     i2t    both images prefer their text:  s(I0,C0) > s(I0,C1) and s(I1,C1) > s(I1,C0)
@@ -79,7 +81,7 @@ def quads_hits(scores: Any) -> dict[str, Bools]:
         raise InputError(f"scores has shape {values.shape}; (N, 2 images, 2 texts) is needed")
     right = values[:, [0, 1], [0, 1]]
     other_text, other_image = values[:, [0, 1], [1, 0]], values[:, [1, 0], [0, 1]]
-    i2t, t2i = (right > other_text).all(axis=1), (right > other_image).all(axis=1)
+    i2t, t2i = above(right, other_text).all(axis=1), above(right, other_image).all(axis=1)
     ties = (right == other_text).any(axis=1) | (right == other_image).any(axis=1)
     return {"i2t": i2t, "t2i": t2i, "group": i2t & t2i, "ties": ties}
 
@@ -94,7 +96,7 @@ def quads(scores: Any) -> Result:
     return {**{name: percent(hit) for name, hit in hits.items()}, "n": len(ties), "ties": int(ties.sum())}
 
 
-def positives_hits(right: Any, wrong: Any) -> dict[str, Bools]:
+def positives_hits(right: Any, wrong: Any, above: Above = np.greater) -> dict[str, Bools]:
     """Per item of one image, two captions that are both right and K wrong ones, four vectors (N,):
 
     p1_neg, p2_neg  the first, the second right caption is above every wrong one;  itt  both
@@ -106,7 +108,7 @@ def positives_hits(right: Any, wrong: Any) -> dict[str, Bools]:
     values = _floats(right, "right", 2)
     if values.shape[1] != 2:
         raise InputError(f"right has shape {values.shape}; (N, 2 captions) is needed")
-    (first, tied), (second, tied_too) = (pairs_hits(values[:, side], wrong) for side in (0, 1))
+    (first, tied), (second, tied_too) = (pairs_hits(values[:, side], wrong, above) for side in (0, 1))
     return {"itt": first & second, "p1_neg": first, "p2_neg": second, "ties": tied | tied_too}
 
 
@@ -120,7 +122,7 @@ def positives(right: Any, wrong: Any) -> Result:
     return {**{name: percent(hit) for name, hit in hits.items()}, "n": len(ties), "ties": int(ties.sum())}
 
 
-def text_hits(between: Any) -> Bools:
+def text_hits(between: Any, above: Above = np.greater) -> Bools:
     """Per item: are two captions of one meaning nearer to each other than either is to the wrong one.
 
     between (N, 3): similarities of (first, second), (first, wrong), (second, wrong) → hits (N,), strict. Chance is
@@ -129,7 +131,7 @@ def text_hits(between: Any) -> Bools:
     values = _floats(between, "between", 2)
     if values.shape[1] != 3:
         raise InputError(f"between has shape {values.shape}; (N, 3 similarities) is needed")
-    hits: Bools = (values[:, 0] > values[:, 1]) & (values[:, 0] > values[:, 2])
+    hits: Bools = above(values[:, 0], values[:, 1]) & above(values[:, 0], values[:, 2])
     return hits
 
 

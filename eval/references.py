@@ -27,6 +27,7 @@ KeyScorer = Callable[[Sequence[str], Sequence[str], Pairs], Floats]
 
 NAMES = ("random", "text-only", "cosine")
 READ_ROWS = 4096
+TILE = 16384
 
 
 def reference(name: str, store: Store, captions: Sequence[str], seed: int = 0) -> KeyScorer:
@@ -52,16 +53,38 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def random_scores(seed: int = 0) -> KeyScorer:
+class Random:
     """Uniform in [0, 1), determined by seed and keys, so equal on every machine and in every order."""
 
-    def score(images: Sequence[str], captions: Sequence[str], pairs: Pairs) -> Floats:
-        left = _mix(_hashes([f"{seed}/{key}" for key in images]))
-        mixed = _mix(left[pairs[:, 0]] + _hashes(captions)[pairs[:, 1]])
-        # 24 bits are what a float32 holds exactly: two scores tie once in 17 million pairs.
-        return ((mixed >> np.uint64(40)).astype(np.float64) / 2.0**24).astype(np.float32)
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
 
-    return score
+    def __call__(self, images: Sequence[str], captions: Sequence[str], pairs: Pairs) -> Floats:
+        left, right = self._sides(images, captions)
+        return _uniform(left[pairs[:, 0]] + right[pairs[:, 1]])
+
+    def block(self, images: Sequence[str], captions: Sequence[str]) -> Floats:
+        """All pairs (I, C), as asked one by one."""
+        left, right = self._sides(images, captions)
+        found = np.empty((len(left), len(right)), np.float32)
+        for start in range(0, len(right), TILE):  # what fits a processor's cache
+            for row, one in enumerate(left):
+                found[row, start : start + TILE] = _uniform(one + right[start : start + TILE])
+        return found
+
+    def _sides(self, images: Sequence[str], captions: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        return _mix(_hashes([f"{self.seed}/{key}" for key in images])), _hashes(captions)
+
+
+def _uniform(values: NDArray[np.uint64]) -> Floats:
+    # 24 bits are what a float32 holds exactly: two scores tie once in 17 million pairs.
+    kept = (_mix(values) >> np.uint64(40)).astype(np.uint32)
+    return kept.astype(np.float32) * np.float32(2.0**-24)
+
+
+def random_scores(seed: int = 0) -> Random:
+    """Numbers from a hash of the seed and both keys."""
+    return Random(seed)
 
 
 def _unit(store: Store, kind: Any, keys: Sequence[str]) -> Floats:
@@ -74,29 +97,34 @@ def _unit(store: Store, kind: Any, keys: Sequence[str]) -> Floats:
     return unit
 
 
-def text_only(store: Store, captions: Sequence[str]) -> KeyScorer:
+class Pooled:
+    """The cosine of pooled vectors, `image` (keys → (N, E)) saying which stand on the left."""
+
+    def __init__(self, store: Store, image: Callable[[Sequence[str]], Floats]) -> None:
+        self.store, self.image = store, image
+
+    def vectors(self, kind: str, keys: Sequence[str]) -> Floats:
+        """Unit vectors (N, E) whose products are the scores."""
+        return self.image(keys) if kind == "image" else _unit(self.store, "text", keys)
+
+    def __call__(self, images: Sequence[str], captions: Sequence[str], pairs: Pairs) -> Floats:
+        left, right = self.vectors("image", images), self.vectors("text", captions)
+        # Summed row by row, not by a matrix product: there, equal rows at different places of a batch can
+        # differ in the last bit, and a tie would look like a decision.
+        found: Floats = (left[pairs[:, 0]] * right[pairs[:, 1]]).sum(axis=1)
+        return found
+
+
+def text_only(store: Store, captions: Sequence[str]) -> Pooled:
     """Cosine of a caption to the mean of the distinct `captions`; the image is not looked at."""
     distinct = sorted(set(captions))
     total = np.zeros(store.spec.pooled_dim, np.float64)
     for start in range(0, len(distinct), READ_ROWS):
         total += _unit(store, "text", distinct[start : start + READ_ROWS]).sum(axis=0, dtype=np.float64)
     mean = (total / max(float(np.linalg.norm(total)), 1e-12)).astype(np.float32)
-
-    def score(images: Sequence[str], captions: Sequence[str], pairs: Pairs) -> Floats:
-        # Summed row by row, not by a matrix product: there, equal rows at different places of a batch can
-        # differ in the last bit, and a tie would look like a decision.
-        found: Floats = (_unit(store, "text", captions) * mean).sum(axis=1)[pairs[:, 1]]
-        return found
-
-    return score
+    return Pooled(store, lambda keys: np.broadcast_to(mean, (len(keys), len(mean))))
 
 
-def cosine(store: Store) -> KeyScorer:
+def cosine(store: Store) -> Pooled:
     """Global cosine of pooled image and caption embeddings."""
-
-    def score(images: Sequence[str], captions: Sequence[str], pairs: Pairs) -> Floats:
-        left, right = _unit(store, "image", images), _unit(store, "text", captions)
-        found: Floats = (left[pairs[:, 0]] * right[pairs[:, 1]]).sum(axis=1)
-        return found
-
-    return score
+    return Pooled(store, lambda keys: _unit(store, "image", keys))

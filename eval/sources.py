@@ -103,6 +103,15 @@ class Group:
         """C, or K where captions are prompts of classes."""
         return max(self.classes) + 1 if self.classes else len(self.captions)
 
+    def column_keys(self) -> tuple[str, ...]:
+        """A key a column: of captions, or of the first prompt of each class."""
+        if not self.classes:
+            return self.captions
+        first: dict[int, str] = {}
+        for number, key in zip(self.classes, self.captions, strict=True):
+            first.setdefault(number, key)
+        return tuple(first[number] for number in range(len(first)))
+
     def right(self) -> NDArray[np.bool_]:
         """`truth` as (I, C) bool, or (I, K)."""
         if not isinstance(self.truth, Matches):

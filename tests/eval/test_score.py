@@ -21,7 +21,7 @@ from compal.errors import (
     UsageError,
     VerificationError,
 )
-from compal.eval import results, score
+from compal.eval import results, scoring
 from compal.eval.results import load_results
 from compal.eval.score import Options, evaluate
 from compal.eval.sources import Group, Sources, check
@@ -109,7 +109,8 @@ def test_chunks_change_nothing(sugarcrepe, filled, tmp_path, name, at_once):
     store = filled("sugarcrepe", sources)
     groups = list(registry.load("benchmarks", "sugarcrepe").groups(sources))
     scorer = head(store, name)
-    found = score.score_groups(groups, scorer, store, name, Options(pairs_at_once=at_once))
+    asked = scoring.judge(name, scorer, store, pairs_at_once=at_once)
+    found = scoring.score_groups(groups, asked, name)
     slow = [
         scorer.score_pairs(score_batch(store, image, caption), torch.zeros((1, 2), dtype=torch.long)).item()
         for group in groups
@@ -135,8 +136,8 @@ def test_a_large_group_is_scored_in_tiles(sugarcrepe, filled):
     store = filled("sugarcrepe", Sources(root=sugarcrepe))
     group = retrieval(store)
     scorer = head(store)
-    whole = score.score_groups([group], scorer, store, "cosine", Options())
-    tiles = score.score_groups([group], _Tokens(scorer), store, "x", Options(pairs_at_once=9))
+    whole = scoring.score_groups([group], scoring.judge("cosine", scorer, store), "cosine")
+    tiles = scoring.score_groups([group], scoring.judge("x", _Tokens(scorer), store, pairs_at_once=9), "x")
     assert tiles == pytest.approx(whole, abs=1e-6)
 
 
@@ -267,7 +268,7 @@ def test_saved_rows_give_the_same_table_and_tell_where_they_come_from(sugarcrepe
     assert meta["store"]["fingerprint"] == store.spec.fingerprint
     assert {"python", "numpy", "pyarrow"} <= set(meta["versions"])
     table = pq.read_table(Path(key["linear"].folder) / "rows.parquet")
-    expected = ("id", "category", "source", "images", "captions", "truth", "similarities", "accuracy", "tie")
+    expected = ("id", "category", "source", "images", "captions", "truth", "similarities", "accuracy", "tie", "twin")
     assert table.column_names == list(expected)
     assert 100 * np.mean(table["accuracy"]) == pytest.approx(key["linear"].overall.metrics["accuracy"].value)
 
