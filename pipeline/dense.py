@@ -202,10 +202,11 @@ class FillingDense(FillingImages):
         self.take(batch, (None, pooled), own, refused)
 
     def _rows(self, item: Item, size: tuple[int, int], patches: Tensor) -> Tensor:
-        if source_of(self.spec.level).each:
+        source = source_of(self.spec.level)
+        if source.each:
             return patches
         boxes = boxes_of(item, self.spec.level)
-        for box in boxes:
+        for box in boxes if source.boxed else ():
             checked(box)
         if not boxes:
             return patches[:0]

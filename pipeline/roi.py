@@ -328,7 +328,7 @@ def encode_rois(
         some = readable[start : start + IMAGES]
         places = [None if source_of(spec.level).each else boxes_of(item, spec.level) for item in some]
         found = tokens.rows([item.key for item in some], places)
-        names = [named(item) for item, rows in zip(some, found, strict=True) for _ in rows]
+        names = [name for item, rows in zip(some, found, strict=True) for name in [named(item)] * len(rows)]
         flat = stored(torch.cat(found), names)
         ends = np.cumsum([len(rows) for rows in found])
         for own, whole in zip(np.split(flat, ends[:-1]), pooled[start : start + IMAGES], strict=True):
@@ -366,6 +366,7 @@ class FillingPooled(Filling):
 
 def _readable(items: Sequence[Item], store: Store, spec: FeatureSpec) -> tuple[list[Item], list[Quarantined]]:
     reasons: dict[str, str] = {}
+    boxed = source_of(spec.level).boxed  # windows need no check, which costs more than pooling them
     known = store.has("image", [item.key for item in items])
     if not known.all():
         reasons = {row.key: row.reason for row in store.quarantined()}
@@ -376,7 +377,7 @@ def _readable(items: Sequence[Item], store: Store, spec: FeatureSpec) -> tuple[l
             lacking.append(item)
             continue
         try:
-            for box in boxes_of(item, spec.level) if here else ():
+            for box in item.boxes if here and boxed else ():
                 checked(box)
         except ValueError as error:
             reason = str(error)
