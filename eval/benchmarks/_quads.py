@@ -79,8 +79,10 @@ def quad(layout: Layout, number: int, row: dict[str, Any], where: str) -> Group:
     category = text_of(row, layout.category, where) if layout.category else ""
     if layout.categories and category not in layout.categories:
         raise UnknownName.among(f"{layout.category} of {layout.title}", f"{category} ({where})", layout.categories)
-    name = row.get(layout.number)
-    return Group(str(number if name is None else name), images, captions, QUAD_TRUTH, category, where)
+    known = row.get(layout.number)
+    # VisMin counts its rows anew in every category.
+    name = f"{category}/{number if known is None else known}".removeprefix("/")
+    return Group(name, images, captions, QUAD_TRUTH, category, where)
 
 
 def of_category(groups: Iterable[Group], layout: Layout, sources: Sources) -> Iterator[Group]:

@@ -172,6 +172,7 @@ def test_vismin_categories_are_splits_and_their_mean_is_an_average(laid):
     with pytest.raises(UnknownName, match="Did you mean 'counting'"):
         list(module.groups(Sources(root=root, split="count")))
     groups = list(module.groups(Sources(root=root)))
+    assert [group.id for group in groups[:3]] == ["object/0", "object/1", "attribute/0"]
     right, wrong = np.eye(2), 1 - np.eye(2)
     scores = [right if group.category in ("object", "relation") else wrong for group in groups]
     assert judged(module, groups, scores)["group (4-category)"] == 50.0

@@ -20,6 +20,7 @@ from compal import registry
 from compal.errors import InputError, UnknownName
 from compal.eval import metrics
 from compal.eval.benchmarks import _class_layouts, _labelled
+from compal.eval.score import evaluate
 from compal.eval.sources import Sources, check
 from compal.stores.items import caption_key, content_key
 
@@ -280,6 +281,39 @@ def test_figures_are_those_of_clip_benchmark(laid):
     assert found["top5"] == pytest.approx(100 * np.mean((top5 == target[:, None]).any(axis=1)))
     exact = metrics.classification(scores, group.right())
     assert exact["mean_per_class"] == pytest.approx(100 * np.mean(recalls))
+
+
+def clip_zero_shot(images: np.ndarray, prompts: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """CLIP_benchmark's zero_shot_classifier and logits: a class is the mean of its prompts' embeddings of length 1,
+    itself made of length 1."""
+
+    def unit(values: np.ndarray) -> np.ndarray:
+        return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+    weights = [unit(unit(prompts[classes == label]).mean(axis=0)) for label in range(classes.max() + 1)]
+    return unit(images) @ np.stack(weights).T
+
+
+@pytest.mark.parametrize(("name", "split"), [("imagefolder", None), ("zeroshot", "cars"), ("imagenet", None)])
+def test_from_a_store_to_a_table_as_clip_makes_its_ensembles(laid, name, split, filled, tmp_path):
+    module, root = laid(name)
+    sources = Sources(root=root, split=split)
+    store = filled(name, sources)
+    rows = {row.label: row for row in evaluate(name, sources, store, {}, tmp_path / "out")}
+    group = only(module, sources)
+    images, prompts = (
+        store.pooled(kind, list(keys)).astype(np.float64)
+        for kind, keys in (("image", group.images), ("text", group.captions))
+    )
+    logits = clip_zero_shot(images, prompts, np.array(group.classes))
+    target = group.right().argmax(axis=1)
+    chosen = logits.argmax(axis=1)
+    figures = {name: estimate.value for name, estimate in rows["cosine"].overall.metrics.items()}
+    assert figures["top1"] == pytest.approx(100 * np.mean(chosen == target))
+    recalls = [np.mean(chosen[target == label] == label) for label in np.unique(target)]
+    assert figures["mean_per_class"] == pytest.approx(100 * np.mean(recalls))
+    assert rows["chance"].overall.metrics["top1"].value == pytest.approx(100 / group.truth.width)
+    assert rows["cosine"].overall.n == len(group.images)
 
 
 # --- folders and shards of one's own ----------------------------------------------------------------
