@@ -86,7 +86,10 @@ def fit(
 
     Example: compal fit tflocal --backbone shapes-vit --data shapes --set optim.steps=300
 
-    RECIPE may be `all`: every recipe of the data set's table, three seeds each.
+    RECIPE may be `all`: every recipe of the data set's table, three seeds each. Or a published set-up (compal ls
+    setups): a recipe with its paper's backbone, data and schedule, which --backbone, --data and --set change.
+
+    Example: compal fit negclip-coco --data coco:/data/coco --dry-run
 
     Example: compal fit linear --backbone clip --data coco:/data/coco --dry-run
 
@@ -95,10 +98,11 @@ def fit(
     Example: compal fit finetune --backbone shapes-vit --data shapes --level pixels --set optim.lr=1e-4
     """
     from . import api, console
-    from .align import processes
+    from .align import processes, setups
 
     workspace = find_workspace(work)
-    chosen, dataset = choose(workspace, backbone, data)
+    asked = setups.Setup(recipe, {}) if recipe == "all" else setups.read(recipe)
+    chosen, dataset = choose(workspace, backbone or asked.backbone, data or asked.dataset)
     settings = [*(set_ or ()), *([f"data.resident={resident}"] if resident else [])]
     settings += ["deterministic=true"] if deterministic else []
     settings += [f"level={level}"] if level else []

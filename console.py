@@ -189,6 +189,8 @@ def show_fit_plan(plan: FitPlan, as_json: bool) -> None:
     print(f"run    {plan.run}")
     for what in plan.lacks:
         print(f"lacks  {what}")
+    for command in plan.prepare:
+        print(f"first  {command}")
 
 
 def show_run(run: RunResult, as_json: bool) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-from .errors import InputError
+from .errors import InputError, MissingFeatures
 from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from .align.recipe import FitConfig
+    from .stores.spec import FeatureSpec
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,7 @@ class FitPlan:
     steps, batch_size, accumulate               pairs          of the training table; None: it is not there
     epochs      times that a step's pairs go through the table; None without a table
     lacks       what must be made first, each with its command
+    prepare     where anything lacks: the commands that a set-up gives to make all of it, in order
     """
 
     recipe: str
@@ -33,6 +39,7 @@ class FitPlan:
     pairs: int | None
     epochs: float | None
     lacks: tuple[str, ...]
+    prepare: tuple[str, ...] = ()
 
 
 def plan_fit(
@@ -47,29 +54,18 @@ def plan_fit(
     and `build_head` raise: a plan that is returned would start, once what it `lacks` is made."""
     import torch
 
+    from .align import setups
     from .align.recipe import load_recipe
     from .align.runs import run_name
     from .align.scorer import Dims, build_head
-    from .api import dataset_name, store_of
-    from .pipeline.naming import pairs_of
+    from .api import dataset_name
     from .pipeline.stored import spec_named
     from .pipeline.trainable import open_towers
-    from .stores.pairs import read_pairs
 
     workspace = workspace or Workspace.find()
     data, config = dataset_name(data), load_recipe(recipe, settings)
-    lacks: list[str] = []
     spec = spec_named(backbone, config.level, "float16", workspace)
-    rows = None
-    try:
-        spec = store_of(spec, workspace).spec
-    except InputError as error:
-        lacks.append(str(error))
-    try:
-        train, _ = pairs_of(data, config.data.train, config.data.validation, workspace, spec.backbone)
-        rows = len(read_pairs(train))
-    except InputError as error:
-        lacks.append(str(error))
+    rows, lacks = _inputs(config, spec, data, workspace)
     options = dict(config.head)
     head = options.pop("name")
     with torch.random.fork_rng(devices=[]):
@@ -90,4 +86,32 @@ def plan_fit(
         pairs=rows,
         epochs=optim.steps * optim.accumulate * batch / rows if rows else None,
         lacks=tuple(lacks),
+        prepare=setups.read(recipe).commands(backbone, data) if lacks else (),
     )
+
+
+def _inputs(config: FitConfig, spec: FeatureSpec, data: str, workspace: Workspace) -> tuple[int | None, list[str]]:
+    """How many pairs there are to fit on, None without a table, and what is missing of features, pairs and phrases."""
+    from .align.pairs import PairTable
+    from .api import store_of
+    from .pipeline.naming import pairs_of
+    from .stores.pairs import read_pairs
+
+    lacks, store, rows = [], None, None
+    try:
+        store = store_of(spec, workspace)
+    except InputError as error:
+        lacks.append(str(error))
+    try:
+        train, _ = pairs_of(data, config.data.train, config.data.validation, workspace, spec.backbone)
+        rows = len(read_pairs(train))
+        if store is not None:
+            columns = [stage.column for stage in config.data.curriculum]
+            rows = len(PairTable.read(train, store, columns, phrases=config.data.phrases != 0))
+    except InputError as error:
+        lacks.append(str(error))
+    if config.data.phrases and (store is None or rows is None):
+        what = f"no noun phrases of {data}, which data.phrases draws"
+        command = f"compal extract --backbone {spec.backbone} --data {data} --level {spec.level} --phrases"
+        lacks.append(str(MissingFeatures(what, f"Make them: {command}")))
+    return rows, lacks

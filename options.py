@@ -70,7 +70,7 @@ Phrases = Annotated[bool, _option(WHAT, "Extract the captions' noun phrases too,
 Dtype = Annotated[str, _option(WHAT, "On disk: float16, bfloat16 or float32.")]
 Limit = Annotated[int | None, _option(WHAT, "Take only the first so many.", min=1)]
 
-Recipe = Annotated[str, typer.Argument(help="Recipe name (`compal ls recipes`) or a TOML file.")]
+Recipe = Annotated[str, typer.Argument(help="Recipe or set-up (`compal ls recipes`, `setups`), or a TOML file.")]
 Settings = Annotated[
     list[str] | None, _option(WHAT, "Override a setting; repeat for several.", "--set", metavar="KEY=VALUE")
 ]

@@ -38,6 +38,7 @@ KINDS = {
     "heads": Kind("head", "align/heads", ("Config", "build")),
     "losses": Kind("loss", "align/losses", ("Config", "loss")),
     "recipes": Kind("recipe", "align/recipes", (), ".toml"),
+    "setups": Kind("set-up", "assets/setups", ("recipe", "backbone", "dataset"), ".toml"),
     "benchmarks": Kind("benchmark", "eval/benchmarks", ("INFO", "items", "groups")),
     "formats": Kind("format", "stores/formats", ("SUFFIX", "export")),
 }

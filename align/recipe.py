@@ -6,12 +6,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from .. import registry
-from ..config import apply_settings, from_dict, read_toml
+from ..config import apply_settings, from_dict
 from ..errors import UsageError
+from . import setups
 from .ema import EmaConfig
 from .sampling import DataConfig
 from .scorer import tunes_towers
@@ -129,10 +129,9 @@ def _completed(kind: str, table: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> FitConfig:
-    """A recipe by name, or by the path of a TOML file, with `a.b=value` settings on top; complete.
+    """A recipe or a set-up by name, or by the path of a TOML file, with `a.b=value` settings on top; complete.
 
     Raises `UnknownName` for a recipe, a setting, a head or a loss that does not exist, `UsageError` for a
     value that does not fit, `InputError` for a file that cannot be parsed.
     """
-    path = Path(name) if name.endswith(".toml") else registry.path("recipes", name)
-    return from_dict(FitConfig, apply_settings(read_toml(path), list(settings))).complete()
+    return from_dict(FitConfig, apply_settings(setups.read(name).settings, list(settings))).complete()
