@@ -73,7 +73,8 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.side < 2 or self.side % 2 or self.more < 0:
-            raise UsageError(f"clic options side = {self.side}, more = {self.more}", "Give an even side, and no less.")
+            cure = "side is even and at least 2, more at least 0."
+            raise UsageError(f"clic options side = {self.side}, more = {self.more}", cure)
         if self.tagger not in get_args(Tagger):
             raise UnknownName.among("tagger", self.tagger, get_args(Tagger))
 
