@@ -168,6 +168,11 @@ CASES = {
         "data.negatives=-1",
         "optim.chunk=3",
     ),
+    "another caption, to be told by a decoder": (
+        'loss={name="read",decoder="random",temperature=0.2,rec=1.0}',
+        "data.further=1",
+        "data.batch_size=12",
+    ),
     "a teacher": ('loss={name="distill"}', "ema.decay=0.5", "optim.chunk=2", "ema.judged=true"),
 }
 
@@ -176,7 +181,7 @@ CASES = {
 def both(script, store, quad_table, plain_table, tmp_path_factory):
     """All cases, one after the other, by the same two processes: the folder of the runs, and what they say."""
     folder = tmp_path_factory.mktemp("two")
-    tables = {name: plain_table if name == "odd shares" else quad_table for name in CASES}
+    tables = {name: plain_table if name == "odd shares" or "caption" in name else quad_table for name in CASES}
     said = finish(begin(script, store, [(tables[name], folder / name, CASES[name]) for name in CASES], 2))
     return folder, tables, said
 
