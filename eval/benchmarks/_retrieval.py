@@ -68,8 +68,11 @@ def _karpathy(row: dict[str, Any], where: str) -> Told:
         raise InputError(f"{where} has no 'sentences'")
     said = []
     for number, sentence in enumerate(sentences):
-        place = f"{where} sentence {number}"
-        said.append((text_of(_object(sentence, place), "raw", place), str(sentence.get("sentid", ""))))
+        raw = sentence.get("raw") if isinstance(sentence, dict) else None
+        if not isinstance(raw, str) or not raw.strip():  # said only then where it stands: COCO has 25,010
+            place = f"{where} sentence {number}"
+            raw = text_of(_object(sentence, place), "raw", place)
+        said.append((raw, str(sentence.get("sentid", ""))))
     return Told(text_of(row, "filename", where), tuple(said), where)
 
 
@@ -134,10 +137,17 @@ class Photographs(FolderImages):
     """Images by the name of their file: paths in front of it are of other machines, and COCO's images of 2014 may lie
     under their names of 2017."""
 
+    def __init__(self, benchmark: str, folders: Iterable[Path]) -> None:
+        super().__init__(benchmark, folders)
+        self._paths: dict[str, Path | None] = {}
+
     def path(self, name: str) -> Path | None:
-        short = name.rpartition("/")[2]
-        names = dict.fromkeys((name, short, short.rpartition("_")[2] if short.startswith("COCO_") else short))
-        return next((found for one in names if (found := super(Photographs, self).path(one))), None)
+        if name not in self._paths:
+            short = name.rpartition("/")[2]
+            names = dict.fromkeys((name, short, short.rpartition("_")[2] if short.startswith("COCO_") else short))
+            found = (super(Photographs, self).path(one) for one in names)
+            self._paths[name] = next((path for path in found if path), None)
+        return self._paths[name]
 
 
 @dataclass(frozen=True)
