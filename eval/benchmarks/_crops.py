@@ -39,20 +39,20 @@ class CroppedImages:
     def __init__(self, images: FolderImages) -> None:
         self.images = images
         self.where = images.where
-        self._digests: dict[str, str] = {}
+        # A file has several crops and is looked for once, read once.
+        self._path = functools.cache(images.path)
+        self._digest = functools.cache(lambda file: images.item(file).key)
 
     def has(self, name: str) -> bool:
-        return self.images.has(name.rpartition("#")[0])
+        return self._path(name.rpartition("#")[0]) is not None
 
     def item(self, name: str) -> Item:
         file, _, corners = name.rpartition("#")
-        path = self.images.path(file)
+        path = self._path(file)
         if path is None:
             raise InputError(f"no image '{file}' in {self.where}")
-        if file not in self._digests:
-            self._digests[file] = self.images.item(file).key
         left, top, right, bottom = (int(corner) for corner in corners.split(","))
-        recipe = f"crop {corners} of {self._digests[file]}".encode()
+        recipe = f"crop {corners} of {self._digest(file)}".encode()
         render = functools.partial(cut, path, (left, top, right, bottom))
         return Item.rendered(recipe, render, f"{self.images.benchmark}/{name}")
 

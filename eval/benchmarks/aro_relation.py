@@ -57,12 +57,14 @@ AVERAGES: dict[str, tuple[str, ...]] = {}
 
 
 def _relation(row: dict[str, Any], where: str) -> str:
-    return text_of(row, "relation_name", where)
+    """The relation; none where exchanging its two things says the same, of which a column would say nothing."""
+    name = text_of(row, "relation_name", where)
+    return "" if name in SYMMETRIC else name
 
 
 def _named(sources: Sources) -> tuple[list[Group], CroppedImages]:
     rows, images = _aro.cropped(sources, "aro-relation", INFO, "visual_genome_relation.json", _relation)
-    AVERAGES[_aro.MACRO] = tuple(name for name in _aro.at_least(rows, 1) if name not in SYMMETRIC)
+    AVERAGES[_aro.MACRO] = tuple(name for name in _aro.at_least(rows, 1) if name)
     return _aro.there(sources, INFO, rows, images), images
 
 
@@ -73,6 +75,7 @@ def items(sources: Sources) -> Iterator[Item]:
 
 
 def groups(sources: Sources) -> Iterator[Group]:
-    """One crop × (true, false caption) per row; the category is the relation. Raises `InputError` as `items` does."""
+    """One crop × (true, false caption) per row; the category is the relation unless it is symmetric. Raises
+    `InputError` as `items` does."""
     named, images = _named(sources)
     yield from keyed(named, images)

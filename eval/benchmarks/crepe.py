@@ -45,7 +45,7 @@ INFO = {
     "tie_rule": "half",
 }
 POOLS = {kind: tuple(f"{kind}-{atoms}" for atoms in COMPLEXITIES) for kind in KINDS}
-AVERAGES = {"3-kind": KINDS} | {f"{kind}, 9 complexities": POOLS[kind] for kind in KINDS}
+AVERAGES = {"3-kind": KINDS}
 
 
 class Table(NamedTuple):

@@ -1,7 +1,8 @@
 """SugarCrepe++: one photograph, two captions of one meaning in other words, one hard negative; five subsets.
 
 An item counts if both captions are above the negative (ITT, the paper's image-to-text task); p1_neg and p2_neg are its
-halves. Captions were edited after SugarCrepe and `id` is a position in the file, so nothing joins the two but the text.
+halves. The text-only task (TOT) asks whether the two captions are nearer to each other than either to the negative.
+Captions were edited after SugarCrepe and `id` is a position in the file, so nothing joins the two but the text.
 In rows 2 and 8 of swap_obj the negative is the first caption letter by letter.
 """
 
@@ -21,7 +22,8 @@ SUBSETS = ("replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 INFO = {
     "title": "SugarCrepe++",
     "metric": "positives",
-    "chance": {"itt": 100 / 3, "p1_neg": 50.0, "p2_neg": 50.0},
+    "chance": {"itt": 100 / 3, "p1_neg": 50.0, "p2_neg": 50.0, "tot": 100 / 3},
+    "text_metrics": ("tot",),
     "citation": "Dumpala et al., SugarCrepe++ Dataset: Vision-Language Model Sensitivity to Semantic and Lexical "
     "Alterations, NeurIPS 2024, arXiv:2406.11171",
     "licence": "CC BY 4.0 by the README, MIT by the LICENSE file; COCO images: Flickr terms, per image",

@@ -36,6 +36,7 @@ NAMES = (
     "sugarcrepe-pp",
     "valse",
     "vl-checklist",
+    "whatsup",
     "whatsup-qa",
 )
 
@@ -60,9 +61,13 @@ def test_scored_end_to_end(tmp_path: Path, filled, name: str):
     rows = evaluate(name, sources, filled(name, sources), {}, tmp_path / "out", options=options)
     assert [row.label for row in rows] == ["chance", "random", "cosine"]
     groups = list(module.groups(sources))
+    # Between two captions random numbers say nothing: they are of an image and a caption.
+    of_texts = set(module.INFO.get("text_metrics", ()))
+    assert of_texts <= set(rows[-1].overall.metrics)
     for row in rows:
         assert row.overall.n == len(groups)
-        assert {metric for metric in row.overall.metrics if " (" not in metric} == set(module.INFO["chance"])
+        told = {metric for metric in row.overall.metrics if " (" not in metric}
+        assert told - of_texts == set(module.INFO["chance"]) - of_texts
         assert all(estimate.value is not None for estimate in row.overall.metrics.values())
     assert rows[0].meta["tie_rule"] == module.INFO["tie_rule"]
 
@@ -377,6 +382,47 @@ def test_broken_annotations_are_not_frozen(tmp_path: Path, text: str, match: str
 
 
 # --- What'sUp ---------------------------------------------------------------------------------------
+
+
+def test_whatsup_sets_are_of_two_things_and_pairs_of_opposites(tmp_path: Path):
+    layouts.write("whatsup", tmp_path)
+    groups = read("whatsup", tmp_path)
+    members = Counter(member for group in groups for member in group.sets)
+    assert Counter(name for name, _ in members) == {"pair": 8, "set": 4}
+    assert {count for (name, _), count in members.items() if name == "pair"} == {2}
+    assert {count for (name, _), count in members.items() if name == "set"} == {4}
+    assert ("pair", "A/mug_table/on-under") in members
+    assert Counter(group.category for group in groups) == {"A": 8, "B": 8}
+    assert Counter(group.id.split("/")[1] for group in groups if group.category == "B")["in-front"] == 2
+    assert len(read("whatsup", tmp_path, split="B")) == 8
+
+
+def test_whatsup_sets_without_all_their_pictures_do_not_count(tmp_path: Path):
+    layouts.write("whatsup", tmp_path)
+    (tmp_path / "controlled_images" / "mug_on_table.jpeg").unlink()
+    groups = read("whatsup", tmp_path, allow_missing=True)
+    members = {member for group in groups for member in group.sets}
+    assert len(groups) == 15
+    assert ("set", "A/mug_table") not in members
+    assert ("pair", "A/mug_table/on-under") not in members
+    assert ("pair", "A/mug_table/left-right") in members
+
+
+def test_broken_whatsup_rows_are_named(tmp_path: Path):
+    layouts.write("whatsup", tmp_path)
+    table = tmp_path / "controlled_images_dataset.json"
+    whole = table.read_text()
+    edit(table, lambda rows: rows[1].update(image_path="data/controlled_images/mug_beside_table.jpeg"))
+    with pytest.raises(InputError, match=r"row 1: 'controlled_images/mug_beside_table.jpeg' does not name"):
+        read("whatsup", tmp_path)
+    table.write_text(whole)
+    edit(table, lambda rows: rows[2].update(caption_options=["one"]))
+    with pytest.raises(InputError, match="row 2: 'caption_options' is not 4 texts"):
+        read("whatsup", tmp_path)
+    table.write_text(whole)
+    edit(table, lambda rows: rows[:-1])
+    with pytest.raises(InputError, match=r"the set 'A/mug_table' has 3 pictures, not 4"):
+        read("whatsup", tmp_path)
 
 
 def test_whatsup_qa_rows_by_set_and_preposition(tmp_path: Path):

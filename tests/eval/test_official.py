@@ -2,8 +2,7 @@
 
 Official rows are read from the files in the official order of options, scores come from the keys of images and
 captions and have few values, so that there are ties; what an official argmax does with them is the benchmark's tie
-rule, and ours is strict: for a rule that lets the caption win, it is compared on scores whose right caption is raised
-by the smallest step there is.
+rule, and ours under that rule must equal it; ours is strict by default.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from compal import registry
 from compal.eval import results
 from compal.eval.benchmarks import aro_relation as aro_relation_module
 from compal.eval.references import random_scores
+from compal.eval.score import Options, evaluate
 from compal.eval.sources import Sources, check
 from compal.stores.items import caption_key
 
@@ -45,14 +45,13 @@ class Scored:
         """Scores of the texts with the row's image, in the order of the texts."""
         return levels(self.seed, self.groups[row].images[image], [caption_key(text) for text in texts], self.count)
 
-    def ours(self, raise_right: bool = False) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
-        """Our figures over all and by category; `raise_right` is ties win."""
-        found = []
-        for group in self.groups:
-            rows = np.stack([levels(self.seed, image, list(group.captions), self.count) for image in group.images])
-            if raise_right:
-                rows = np.where(group.right(), np.nextafter(rows, np.float32(2)), rows)
-            found.append(rows.ravel())
+    def ours(self, rule: str = "lose") -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
+        """Our figures over all and by category under a rule of ties."""
+        found = [
+            levels(self.seed, image, list(group.captions), self.count)
+            for group in self.groups
+            for image in group.images
+        ]
         meta = {
             "metric": self.module.INFO["metric"],
             "ks": (1,),
@@ -61,7 +60,7 @@ class Scored:
             "seed": 0,
         }
         table = results.table(self.groups, np.concatenate(found), meta["metric"])
-        overall, parts = results.summarise(table, meta)
+        overall, parts = results.summarise(table, meta, rule)
         values = {name: estimate.value for name, estimate in overall.metrics.items()}
         return values, {part: {m: e.value for m, e in found.metrics.items()} for part, found in parts.items()}
 
@@ -92,6 +91,24 @@ def test_sugarcrepe_pp(tmp_path: Path, seed: int):
     assert tied(scored)
 
 
+def test_the_text_only_task_of_sugarcrepe_pp(tmp_path: Path, filled):
+    """evaluate_ulms.py and VLMs/test_Variants_CLIP.py: cosines between the captions alone."""
+    layouts.write("sugarcrepe-pp", tmp_path)
+    sources = Sources(root=tmp_path)
+    store = filled("sugarcrepe-pp", sources)
+    correct = []
+    for name in ("replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj"):
+        for line in json.loads((tmp_path / f"{name}.json").read_text()):
+            keys = [caption_key(line[field]) for field in ("caption", "caption2", "negative_caption")]
+            vectors = store.pooled("text", keys).astype(np.float64)
+            p1, p2, negative = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+            correct.append(p1 @ p2 > p1 @ negative and p1 @ p2 > p2 @ negative)
+    options = Options(references=("cosine",))
+    row = evaluate("sugarcrepe-pp", sources, store, {}, tmp_path / "out", options=options)[-1]
+    assert 0 < sum(correct) < len(correct)
+    assert row.overall.metrics["tot"].value == pytest.approx(100 * np.mean(correct))
+
+
 def two_options(scored: Scored, table: str) -> tuple[list[dict], np.ndarray]:
     """Rows of an ARO file and whether its argmax over [false, true] is the true one."""
     rows = json.loads((scored.root / table).read_text())
@@ -107,13 +124,12 @@ def test_aro_relation(tmp_path: Path, seed: int):
     rows, right = two_options(scored, "visual_genome_relation.json")
     names = np.array([row["relation_name"] for row in rows])
     accuracy = {name: right[names == name].mean() for name in np.unique(names)}
-    kept = [value for name, value in accuracy.items() if name not in ("next to", "near", "of")]
+    kept = {name: 100 * value for name, value in accuracy.items() if name not in ("next to", "near", "of")}
     ours, parts = scored.ours()
-    assert ours["accuracy (macro)"] == pytest.approx(100 * np.mean(kept))
+    assert len(kept) == 2 < len(accuracy)
+    assert ours["accuracy (macro)"] == pytest.approx(np.mean(list(kept.values())))
     assert ours["accuracy"] == pytest.approx(100 * right.mean())
-    assert {name: parts[name]["accuracy"] for name in accuracy} == pytest.approx(
-        {name: 100 * value for name, value in accuracy.items()}
-    )
+    assert {name: part["accuracy"] for name, part in parts.items()} == pytest.approx(kept)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -144,7 +160,7 @@ def test_aro_order(tmp_path: Path, name: str, seed: int):
     scores = np.stack([scored.official(number, texts) for number, texts in enumerate(options)])
     official = 100 * np.mean(np.argmax(scores, axis=-1) == 0)
     assert scored.module.INFO["tie_rule"] == "win"
-    assert scored.ours(raise_right=True)[0]["accuracy"] == pytest.approx(official)
+    assert scored.ours(scored.module.INFO["tie_rule"])[0]["accuracy"] == pytest.approx(official)
     strict = 100 * np.mean([row[0] > row[1:].max() for row in scores])
     assert scored.ours()[0]["accuracy"] == pytest.approx(strict)
 
@@ -193,6 +209,38 @@ def test_valse(tmp_path: Path, variant: str | None, seed: int):
     assert number == len(scored.groups)
 
 
+def controlled(scored: Scored, name: str, table: str, start: int) -> dict[str, float]:
+    """Controlled_Images.evaluate_scores: individual, pair and set accuracy of one of the two sets."""
+    dataset = json.loads((scored.root / table).read_text())
+    scores = np.stack([scored.official(start + n, row["caption_options"]) for n, row in enumerate(dataset)])
+    right = np.argmax(scores, axis=-1) == 0
+    by_things: dict[tuple[str, str], dict[str, bool]] = {}
+    for row, hit in zip(dataset, right, strict=True):
+        words = row["image_path"].split("/")[-1].split("_")
+        by_things.setdefault((words[0], words[-1][:-5]), {})[words[1]] = bool(hit)
+    others = ("on", "under") if name == "A" else ("in-front", "behind")
+    pairs = sum((d["left"] and d["right"]) + (d[others[0]] and d[others[1]]) for d in by_things.values())
+    whole = sum(sum(d.values()) == 4 for d in by_things.values())
+    return {
+        "accuracy": 100 * right.mean(),
+        "pair": pairs * 100 / (len(dataset) / 2),
+        "set": whole * 100 / (len(dataset) / 4),
+    }
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(
+    ("name", "table"), [("A", "controlled_images_dataset.json"), ("B", "controlled_clevr_dataset.json")]
+)
+def test_whatsup(tmp_path: Path, name: str, table: str, seed: int):
+    scored = Scored("whatsup", tmp_path, seed, split=name)
+    assert scored.module.INFO["tie_rule"] == "win"
+    ours, _ = scored.ours(scored.module.INFO["tie_rule"])
+    assert {metric: ours[metric] for metric in ("accuracy", "pair", "set")} == pytest.approx(
+        controlled(scored, name, table, 0)
+    )
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatsup_qa(tmp_path: Path, seed: int):
     """COCO_QA.evaluate_scores and VG_QA.evaluate_scores: argmax over [right, wrong], by preposition."""
@@ -204,7 +252,7 @@ def test_whatsup_qa(tmp_path: Path, seed: int):
             hits.append(np.argmax(scored.official(number, [right, wrong])) == 0)
             number += 1
         by_set[name] = 100 * np.mean(hits)
-    ours, parts = scored.ours(raise_right=True)
+    ours, parts = scored.ours(scored.module.INFO["tie_rule"])
     assert {name: parts[name]["accuracy"] for name in by_set} == pytest.approx(by_set)
     assert ours["accuracy (COCO)"] == pytest.approx((by_set["coco_one"] + by_set["coco_two"]) / 2)
 
