@@ -1,18 +1,22 @@
-"""What structured inference gains and costs: boxes, grids of crops and pooled tokens on the benchmark `shapes`.
+"""What structured inference gains and costs: boxes, grids of crops, pooled and dense tokens on the benchmark `shapes`.
 
-    python benchmarks/structured_inference.py            # 300 quadruplets of in_domain, some 3 minutes on two cores
-    python benchmarks/structured_inference.py --full     # 2,500, and the grid of 239 crops: some hours
+    python benchmarks/structured_inference.py            # 300 quadruplets of in_domain, some 6 minutes on a core
+    python benchmarks/structured_inference.py --full     # 2,500: some hours
     python benchmarks/structured_inference.py --levels regions regions:roi --json
+    python benchmarks/structured_inference.py --cost open_clip:ViT-B-32-quickgelu   # of a tower alone, any weights
 
 shapes-vit, features as float16, split in_domain, the dataset's own segments. Row `cosine` scores whole images with
 whole captions; the others score each segment with its best region and take the mean (head `maxsim`), which is
 structure-guided inference (arXiv 2506.09691, 2604.11496). Group score: both images and both captions right, chance
 16.7; percent, strict. Beside it, what it costs:
 
-passes  of the image tower for an image. Pooled levels make none of their own: the tokens are cached, one pass
-cpu     CPU milliseconds of one image in the extraction, all threads: rendering, cropping, towers, pooling, writing
+passes  of the image tower for an image. Pooled and dense levels make none of their own: their states are cached
 bytes   that the image takes in the store; of pooled levels beside the tokens, which stand in the row `tokens`
 pair    CPU milliseconds of one scored (image, caption) pair, reading included
+cpu     CPU milliseconds of one image in the extraction: rendering, cropping, towers, pooling, casting, writing. Medians
+        of repetitions in which all levels take turns, process time on one thread, so that other work on the machine
+        weighs on all alike; what a call costs however few images it has is taken off
+ratio   of the 239 crops to the level, of the medians; below it the smallest and the largest of the repetitions
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -33,25 +38,28 @@ import torch
 from compal.align.scorer import Dims, build_head
 from compal.eval.benchmarks import shapes
 from compal.eval.metrics import quads_hits
-from compal.eval.score import Options, score_groups
+from compal.eval.scoring import judge, score_groups
 from compal.eval.sources import Group, Sources
-from compal.pipeline.encoder import resolve
+from compal.pipeline.encoder import load_encoder, resolve
 from compal.pipeline.extract import extract
 from compal.pipeline.plan import ExtractConfig
-from compal.pipeline.regions import source_of, view_count
+from compal.pipeline.regions import source_of, states_of, view_count
 from compal.stores.items import Item
 from compal.stores.store import Store
 from compal.world.vocabulary import CATEGORIES
 
-QUICK = ("regions", "regions:grid-18", "regions:grid-70", "regions:roi", "regions:roi-grid-70", "regions:roi-grid")
-FULL = ("regions", "regions:grid-18", "regions:grid-70", "regions:grid", "regions:roi", "regions:roi-grid-70",
-        "regions:roi-grid")  # fmt: skip
+LEVELS = ("regions", "regions:grid-18", "regions:grid-70", "regions:grid", "regions:roi", "regions:roi-grid-70",
+          "regions:roi-grid", "regions:dense", "regions:dense-roi", "regions:dense-grid-70",
+          "regions:dense-grid")  # fmt: skip
+CROPS, PASS = "regions:grid", "regions:dense-grid, in a pass of its own"
+TIMED = (CROPS, "tokens", "block:-1", "regions:roi-grid", "regions:dense-grid", "regions:dense", PASS)
+FEW = 2  # images whose extraction is taken off, with what a call costs however few there are
 METRICS = ("group", "i2t", "t2i")
 
 
 def passes(level: str, images: Sequence[Item]) -> float:
     """Passes of the image tower for an image at a level, the mean."""
-    if level == "tokens":
+    if level in ("tokens", "block:-1", PASS):
         return 1.0
     if source_of(level).pooled:
         return 0.0
@@ -63,18 +71,13 @@ def measure(level: str, items: Sequence[Item], groups: list[Group], root: Path) 
     spec = resolve("shapes-vit", level)
     config = ExtractConfig(batch_size=256, workers=1)
     images = [item for item in items if item.kind == "image"]
-    # The encoder is loaded, and its first passes are made, before the clock starts.
-    extract(items[:4], spec, root / spec.folder, config)
-    new = images[2:]
-    started = time.process_time()
-    extract(new, spec, root / spec.folder, config)
-    cpu = time.process_time() - started
     extract(items, spec, root / spec.folder, config)
     store = Store.open(root / spec.folder)
     head = build_head("cosine" if level == "tokens" else "maxsim", {}, Dims.of(spec))
-    score_groups(groups[:8], head, store, level, Options())
+    asked = judge(level, head, store)
+    score_groups(groups[:8], asked, level)
     started = time.process_time()
-    values = score_groups(groups, head, store, level, Options())
+    values = score_groups(groups, asked, level)
     pair = time.process_time() - started
     size = sum(
         int(file["bytes"])
@@ -87,11 +90,77 @@ def measure(level: str, items: Sequence[Item], groups: list[Group], root: Path) 
         "level": level,
         "head": head.head,
         "passes": round(passes(level, images), 1),
-        "cpu_ms_per_image": round(1000 * cpu / len(new), 2),
         "bytes_per_image": round(size / len(images)),
         "ms_per_pair": round(1000 * pair / len(values), 3),
         **accuracies(values.reshape(-1, 2, 2), groups),
     }
+
+
+def costs(
+    backbone: str, images: Sequence[Item], root: Path, repeat: int, cropped: int, crops: str = CROPS
+) -> dict[str, Any]:
+    """CPU milliseconds of an image at each level, by repetition: the levels take turns, on one thread.
+
+    images   all of whose states are cached first; cropped levels take `cropped` others of them in each repetition
+    crops    the level of crops that is measured; one with fewer windows is scaled to the 239 by its passes
+    """
+    encoder, config = load_encoder(resolve(backbone)), ExtractConfig(batch_size=64, workers=1)
+    depth = states_of(resolve(backbone, "regions:dense"))
+    cached = [resolve(backbone, level) for level in {"tokens", depth}]
+    for spec in cached:
+        extract(images, spec, root / "cached" / spec.folder, config, encoder=encoder)
+    levels = [crops if level == CROPS else level for level in TIMED if level != "block:-1" or depth == "block:-1"]
+    found: dict[str, list[float]] = {level: [] for level in levels}
+    for number in range(-1, repeat):  # the first warms what is warmed once
+        folder = root / f"{backbone.replace('/', '-')}-{number}"
+        folder.mkdir(parents=True)
+        for spec in cached:
+            os.symlink(root / "cached" / spec.folder, folder / spec.folder)
+        for level in levels:
+            start = max(0, number) * cropped % max(1, len(images) - cropped + 1)
+            some = images[start : start + cropped] if level == crops else images
+            spent = _spent(level, some, folder, config, encoder, backbone)
+            if number >= 0:
+                found[level].append(1000 * spent * (passes(CROPS, some) / passes(level, some) if level == crops else 1))
+    found[CROPS] = found.pop(crops)
+    return {"backbone": backbone, "images": len(images), "cropped": cropped, "crops": crops, "cpu_ms": found}
+
+
+def _spent(level: str, images: Sequence[Item], folder: Path, config: ExtractConfig, encoder: Any, name: str) -> float:
+    """CPU seconds of an image. Crops of one image outweigh what a call costs; of others a short call is taken off."""
+    spec = resolve(name, level.partition(",")[0])
+    # States that are made anew, and the level that is to find none, go where none lie.
+    anew = level == PASS or spec.rung in ("tokens", "block")
+    place = folder / level.replace(" ", "-") / spec.folder if anew else folder / spec.folder
+    if level.startswith(("regions:grid", "regions ")):
+        started = time.process_time()
+        extract(images, spec, place, config, encoder=encoder)
+        return (time.process_time() - started) / len(images)
+    spent = []
+    for some in (images[:FEW], images[FEW:]):
+        started = time.process_time()
+        extract(some, spec, place, config, encoder=encoder)
+        spent.append(time.process_time() - started)
+    return (spent[1] - spent[0]) / (len(images) - 2 * FEW)
+
+
+def cost_table(found: dict[str, Any]) -> str:
+    """The costs as Markdown: medians, and how many times the crops cost as much."""
+    crops = found["cpu_ms"][CROPS]
+    lines = ["| level | passes | cpu ms / image | ratio | ratio, least to most |", "|---|---|---|---|---|"]
+    for level, times in found["cpu_ms"].items():
+        ratios = sorted(one / other for one, other in zip(crops, times, strict=True))
+        ratio = statistics.median(crops) / statistics.median(times)
+        made = "239" if level == CROPS else "1" if level in ("tokens", "block:-1", PASS) else "0"
+        cells = [
+            level,
+            made,
+            f"{statistics.median(times):.2f}",
+            f"{ratio:,.1f}",
+            f"{ratios[0]:,.1f} to {ratios[-1]:,.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def accuracies(scores: np.ndarray, groups: Sequence[Group]) -> dict[str, Any]:
@@ -112,7 +181,7 @@ def accuracies(scores: np.ndarray, groups: Sequence[Group]) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    names = ("level", "group", *CATEGORIES, "i2t", "t2i", "passes", "cpu ms / image", "bytes / image", "ms / pair")
+    names = ("level", "group", *CATEGORIES, "i2t", "t2i", "passes", "bytes / image", "ms / pair")
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for row in rows:
         by_category = row["group_by_category"]
@@ -123,7 +192,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             str(row["i2t"]),
             str(row["t2i"]),
             f"{row['passes']:g}",
-            str(row["cpu_ms_per_image"]),
             f"{row['bytes_per_image']:,}",
             str(row["ms_per_pair"]),
         ]
@@ -134,18 +202,27 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quads", type=int, default=300, help="quadruplets, a multiple of 5")
-    parser.add_argument("--full", action="store_true", help="all 2,500, and the grid of 239 crops")
+    parser.add_argument("--full", action="store_true", help="all 2,500")
     parser.add_argument("--levels", nargs="+", default=[], metavar="LEVEL", help="levels of rung regions")
+    parser.add_argument("--cost", metavar="BACKBONE", help="the costs of a tower alone; weights may be random")
+    parser.add_argument("--images", type=int, default=256, help="whose states are cached for the costs")
+    parser.add_argument("--cropped", type=int, default=8, help="of them are cropped in a repetition")
+    parser.add_argument("--crops", default=CROPS, help="level of crops to measure the costs on, scaled to 239")
+    parser.add_argument("--repeat", type=int, default=5, help="repetitions of the costs")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     count = 2500 if args.full else args.quads
     sources = Sources(split="in_domain", limit=max(1, count // len(CATEGORIES)))
     items, groups = list(shapes.items(sources)), list(shapes.groups(sources))
-    levels = ("tokens", *(args.levels or (FULL if args.full else QUICK)))
-    rows = []
+    images = list({item.key: item for item in items if item.kind == "image"}.values())[: args.images]
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for level in levels:
-            rows.append(measure(level, items, groups, Path(folder)))
+        spent = costs(args.cost or "shapes-vit", images, Path(folder), args.repeat, args.cropped, args.crops)
+        if not args.json:
+            print(f"{spent['backbone']}, {len(images)} images\n\n{cost_table(spent)}\n", flush=True)
+        for level in () if args.cost else ("tokens", *(args.levels or LEVELS)):
+            rows.append(measure(level, items, groups, Path(folder) / "stores"))
             if not args.json:
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
     about = {
@@ -156,8 +233,8 @@ def main() -> None:
         "machine": platform.machine(),
     }
     if args.json:
-        print(json.dumps({**about, "rows": rows}, indent=1))
-    else:
+        print(json.dumps({**about, "costs": spent, "rows": rows}, indent=1))
+    elif rows:
         print(f"\n{', '.join(f'{name} {value}' for name, value in about.items())}\n\n{table(rows)}")
 
 
