@@ -3,7 +3,7 @@
 Productivity (the default): captions of 4 to 12 atoms against negatives that replace an atom, swap two, or negate.
 Systematicity: captions whose compounds a training set (CC12M, YFCC15M, LAION-400M) had or had not; it says something
 of models trained on that set alone, so it is scored by split. Recall at 1 of the paper is the accuracy here, strict;
-the official ranking is an argsort whose order of equal scores is not defined.
+r@3 and r@5 stand beside it. The official ranking is an argsort whose order of equal scores is not defined.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ BOX = ("x", "y", "width", "height")
 INFO = {
     "title": "CREPE",
     "metric": "pairs",
+    "ks": (1, 3, 5),
     "chance": {"accuracy": 100 / (1 + NEGATIVES)},
     "citation": "Ma et al., CREPE: Can Vision-Language Foundation Models Reason Compositionally?, CVPR 2023, "
     "arXiv:2212.07796",

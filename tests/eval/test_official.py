@@ -55,6 +55,7 @@ class Scored:
         meta = {
             "metric": self.module.INFO["metric"],
             "ks": (1,),
+            "pair_ks": self.module.INFO.get("ks", ()),
             "pools": getattr(self.module, "POOLS", {}),
             "averages": getattr(self.module, "AVERAGES", {}),
             "seed": 0,
@@ -310,13 +311,15 @@ def test_vl_checklist(tmp_path: Path, seed: int):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_crepe(tmp_path: Path, seed: int):
-    """get_one2many_rank of crepe_eval_utils.py, R@1; its argsort leaves the order of ties open, so there are none."""
+    """get_one2many_rank of crepe_eval_utils.py, R@1, 3 and 5; its argsort leaves the order of ties open, so there are none."""
     scored = Scored("crepe", tmp_path, seed, count=1 << 20)
     ranks = []
     for group in scored.groups:
         scores = levels(seed, group.images[0], list(group.captions), scored.count)
         ranks.append(int(np.where(np.argsort(-scores) == 0)[0][0]))
-    assert scored.ours()[0]["accuracy"] == pytest.approx(100 * np.mean(np.array(ranks) < 1))
+    ours, _ = scored.ours()
+    for metric, k in (("accuracy", 1), ("r@3", 3), ("r@5", 5)):
+        assert ours[metric] == pytest.approx(100 * np.mean(np.array(ranks) < k))
 
 
 def test_the_symmetric_relations_are_those_of_the_notebook():
