@@ -311,6 +311,7 @@ def scorers(store: Store, heads: Sequence[str], runs: Sequence[str], workspace: 
     """
     from .align.checkpoint import load_scorer
     from .align.scorer import Dims, build_head
+    from .eval.provenance import recipe_of
 
     found = []
     for head in heads:
@@ -322,7 +323,7 @@ def scorers(store: Store, heads: Sequence[str], runs: Sequence[str], workspace: 
         path = checkpoint(run, workspace)
         scorer = load_scorer(path, store.spec, device)
         label = path.stem if path.parent.name != "checkpoints" else path.parent.parent.name
-        found.append(Entry(label, scorer, {"checkpoint": str(path)}))
+        found.append(Entry(label, scorer, {"checkpoint": str(path), **recipe_of(path)}))
     return found
 
 

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 import typer
 
-from . import cli_diagnose, cli_extract, cli_negatives, cli_patch, cli_share, cli_table, options, registry
-from .cli_extract import choose, sources_of
+from . import cli_diagnose, cli_eval, cli_extract, cli_negatives, cli_patch, cli_share, cli_table, options, registry
+from .cli_extract import choose
 from .cli_store import find_workspace, store_app
 from .errors import CompalError, UnknownName, UsageError
-
-if TYPE_CHECKING:
-    from .eval.results import ResultRow
 
 app = typer.Typer(
     help="Extract frozen dual-encoder features once, train alignment heads from the store, score benchmarks honestly.",
@@ -124,77 +120,11 @@ def fit(
         console.show_run(run, as_json)
 
 
-@app.command("eval", rich_help_panel="The three stages")
-def evaluate(
-    benchmark: options.Judge,
-    run: options.Runs = None,
-    head: options.Heads = None,
-    backbone: options.Backbone = "",
-    root: options.Root = None,
-    images: options.Images = None,
-    split: options.Part = None,
-    limit: options.Limit = None,
-    variant: options.Variant = None,
-    level: options.Level = "tokens",
-    allow_missing: options.AllowMissing = False,
-    extract_: options.ExtractFirst = False,
-    by_category: options.ByCategory = False,
-    format_: options.Format = "table",
-    seed: options.Seed = 0,
-    device: options.Device = "cpu",
-    as_json: options.Json = False,
-    work: options.Work = None,
-) -> None:
-    """Score a benchmark from cached features, beside chance, random, text-only and cosine.
-
-    Writes WORKSPACE/scores/BENCHMARK/ROW: the similarities of every item,
-    from which every table is computed again.
-
-    Example: compal eval shapes --backbone shapes-vit --run shipped:tflocal --limit 50 --extract
-
-    Example: compal eval sugarcrepe --backbone clip --root sugarcrepe --images val2017 --extract
-    """
-    from . import api, console
-    from .eval import report as reporting
-
-    workspace = find_workspace(work)
-    chosen, _ = choose(workspace, backbone)
-    sources = sources_of(workspace, benchmark, root, images, allow_missing, split, limit, variant)
-    with console.Ticking() as ticking:
-        rows = api.evaluate(
-            benchmark, heads=head or (), runs=run or (), backbone=chosen, level=level, sources=sources,
-            extract_missing=extract_, device=device, seed=seed, workspace=workspace,
-            progress=ticking.tick, extracting=ticking.tick,
-        )  # fmt: skip
-    workspace.remember(chosen)
-    print(reporting.render(rows, "json" if as_json else format_, by_category), end="")
-
-
+app.command("eval", rich_help_panel="The three stages")(cli_eval.evaluate)
 app.command(rich_help_panel="The three stages")(cli_diagnose.diagnose)
 
 
-@app.command(rich_help_panel="The three stages")
-def report(
-    path: options.ScoresPath = None,
-    format_: options.Format = "table",
-    by_category: options.ByCategory = False,
-    drop: options.Drop = None,
-    as_json: options.Json = False,
-    work: options.Work = None,
-) -> None:
-    """Make tables from saved scores; no model and no feature is touched.
-
-    Example: compal report --format md
-
-    Example: compal report compal-work/scores/shapes --by-category
-    """
-    from .eval import report as reporting
-    from .eval.results import load_results
-
-    rows: list[ResultRow] = load_results(path or find_workspace(work).path / "scores")
-    print(reporting.render(rows, "json" if as_json else format_, by_category, drop or ()), end="")
-
-
+app.command(rich_help_panel="The three stages")(cli_eval.report)
 app.command(rich_help_panel="Weights")(cli_patch.patch)
 
 

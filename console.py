@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from .align.fit import Progress, RunResult
+    from .eval.inventory import Entry
     from .fit_plan import FitPlan
     from .pipeline.extract import Summary
     from .pipeline.preview import Preview
@@ -105,6 +106,27 @@ class Fitting(_Live):
 def print_json(data: Any) -> None:
     """One JSON document on stdout."""
     print(json.dumps(data, indent=1, ensure_ascii=False, default=str))
+
+
+def show_benchmarks(entries: Sequence[Entry], as_json: bool) -> None:
+    """What is here to be scored, then what is not, with what it lacks and where that comes from."""
+    if as_json:
+        print_json([dataclasses.asdict(entry) for entry in entries])
+        return
+    width = max(len(entry.name) for entry in entries)
+    here = [entry for entry in entries if not entry.lacks]
+    print("here")
+    for entry in here:
+        size = f"{entry.size:,} rows" if entry.size else ""
+        facts = [entry.title, size, entry.metric, entry.root or "generated", f"licence: {entry.licence}"]
+        print(f"  {entry.name:<{width}}  {' · '.join(fact for fact in facts if fact)}")
+        for name, sentence in entry.variants.items():
+            print(f"  {'':<{width}}    --variant {name}: {sentence}")
+    print("not here")
+    for entry in entries:
+        if entry.lacks:
+            print(f"  {entry.name:<{width}}  {entry.title} · {entry.state}: {entry.lacks}")
+            print(f"  {'':<{width}}    {entry.get}")
 
 
 def show_summaries(done: Sequence[Summary], as_json: bool) -> None:

@@ -77,7 +77,7 @@ Settings = Annotated[
 Name = Annotated[str, _option(WHAT, "Name of the run's folder.", show_default="recipe and a hash")]
 Resume = Annotated[bool, _option(WHAT, "Go on with a run that was stopped.", "--resume")]
 
-Judge = Annotated[str, typer.Argument(help="Benchmark; see `compal ls benchmarks`.")]
+Judge = Annotated[str, typer.Argument(help="Benchmark; see `compal eval --list`.", show_default="none")]
 Runs = Annotated[list[str] | None, _option(WHAT, "Run id, checkpoint, or shipped:NAME; repeat for several.", "--run")]
 Heads = Annotated[list[str] | None, _option(WHAT, "Training-free head: cosine, maxsim; repeat.", "--head")]
 Part = Annotated[str | None, _option(WHAT, "One split or subset of it.")]
@@ -88,7 +88,19 @@ ExtractFirst = Annotated[bool, _option(WHAT, "Extract first what the cache lacks
 ByCategory = Annotated[bool, _option(OUTPUT, "A column per category.", "--by-category")]
 Format = Annotated[str, _option(OUTPUT, "table, md, csv, latex or json.", "--format")]
 Seed = Annotated[int, _option(OUTPUT, "Of the random row and the bootstrap.")]
-ScoresPath = Annotated[Path | None, typer.Argument(help="Folder of scores.", show_default="WORKSPACE/scores")]
+ScoresPath = Annotated[
+    list[str] | None,
+    typer.Argument(help="Folders of scores, or labels of rows to keep.", show_default="WORKSPACE/scores"),
+]
+Ties = Annotated[
+    str, _option(OUTPUT, "What a tie is worth: lose (strict), half (tossed) or win.", "--ties", metavar="lose|half|win")
+]
+AgainstRow = Annotated[
+    str, _option(OUTPUT, "Compare with the row of this label: paired differences and p.", "--compare", metavar="ROW")
+]
+OfMetric = Annotated[str, _option(OUTPUT, "Metric to compare.", "--metric", show_default="each benchmark's headline")]
+OverSeeds = Annotated[bool, _option(OUTPUT, "One row for all seeds of a recipe: mean and deviation.", "--seeds")]
+Present = Annotated[bool, _option(WHAT, "List the benchmarks: what is here, and how to get the rest.", "--list")]
 Drop = Annotated[list[str] | None, _option(OUTPUT, "Row to leave out; repeat for several.")]
 
 Device = Annotated[str, _option(MACHINE, "torch device: cpu, cuda, cuda:1, mps.")]

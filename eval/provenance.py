@@ -10,10 +10,12 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .. import registry
+from ..config import fingerprint, read_toml
 from .chance import derived
 from .sources import KS, Group, Sources, headline, sample_fingerprint
 
@@ -37,6 +39,16 @@ def describe(scorer: Any) -> dict[str, Any]:
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         facts["weights"] = digest.hexdigest()
     return facts
+
+
+def recipe_of(checkpoint: Path) -> dict[str, Any]:
+    """The seed of the run that a checkpoint is of, and 16 digits of the rest of its configuration: runs that share
+    those are seeds of one recipe. {} for a checkpoint without a run."""
+    file = checkpoint.parent.parent / "config.toml"
+    if checkpoint.parent.name != "checkpoints" or not file.is_file():
+        return {}
+    told = read_toml(file)
+    return {"seed": told.pop("seed", None), "recipe": fingerprint(told)[:16]}
 
 
 def shared(

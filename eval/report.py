@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UnknownName
+from . import ties
+from .compare import Comparison
+from .doubts import doubts, ties_told
 from .results import Estimate, ResultRow, Summary, with_chance
+from .sheets import UNDEFINED, Cell, Sheet, figure, rich_table, written
+
+__all__ = [
+    "FORMATS", "UNDEFINED", "Cell", "Sheet", "compared", "figure", "render", "rich_tables", "sheets", "source_of",
+    "written",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FORMATS = ("table", "md", "csv", "json", "latex")
-UNDEFINED = "–"
-HOW = "Percent with 95 % bootstrap interval over images; strict: a tie is a miss; * best of its column."
+RULES = {
+    "lose": "strict: a tie is a miss",
+    "half": "ties broken by tossing (--ties half)",
+    "win": "a tie is a hit (--ties win)",
+}
+HOW = "Percent with 95 % bootstrap interval over images; {rule}; * best of its column."
+SEEDS = "± is the standard deviation over seeds, the bracket the interval over images of the mean over seeds."
 TEXT_ONLY = "text-only (our rule): cosine of a caption to the mean caption of the benchmark, image unseen."
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Text of a cell; `best` if no other row of its column is higher."""
-
-    text: str
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """One table before it has a format. The first `labels` columns name the row."""
-
-    title: str
-    header: tuple[str, ...]
-    body: tuple[tuple[Cell, ...], ...]
-    notes: tuple[str, ...]
-    labels: int = 1
 
 
 def render(rows: Iterable[ResultRow], fmt: str = "table", by_category: bool = False, drop: Iterable[str] = ()) -> str:
@@ -54,16 +49,9 @@ def render(rows: Iterable[ResultRow], fmt: str = "table", by_category: bool = Fa
     if fmt == "csv":
         return _csv(kept)
     if fmt == "json":
-        return json.dumps({"results": [row.to_json() for row in kept]}, indent=1, ensure_ascii=False) + "\n"
+        told = [row.to_json() | {"source": source_of(row)} for row in kept]
+        return json.dumps({"results": told}, indent=1, ensure_ascii=False) + "\n"
     return written(sheets(kept, by_category), fmt)
-
-
-def written(tables: Sequence[Sheet], fmt: str) -> str:
-    """Sheets as text: "table" for a terminal, "md" or "latex"."""
-    if fmt == "table":
-        return _terminal(tables)
-    one = _markdown if fmt == "md" else _latex
-    return "\n".join(one(sheet) for sheet in tables)
 
 
 def _kept(rows: Iterable[ResultRow], drop: Iterable[str]) -> list[ResultRow]:
@@ -78,9 +66,9 @@ def _kept(rows: Iterable[ResultRow], drop: Iterable[str]) -> list[ResultRow]:
 
 def sheets(rows: Sequence[ResultRow], by_category: bool = False) -> list[Sheet]:
     """One sheet per sample (rows that were scored on the same groups), or per sample and metric."""
-    samples: dict[tuple[str, str, str], list[ResultRow]] = {}
+    samples: dict[tuple[str, ...], list[ResultRow]] = {}
     for row in rows:
-        samples.setdefault((row.benchmark, row.split, row.sample), []).append(row)
+        samples.setdefault(row.table, []).append(row)
     found = []
     for members in samples.values():
         title = _title(members[0])
@@ -95,12 +83,14 @@ def sheets(rows: Sequence[ResultRow], by_category: bool = False) -> list[Sheet]:
 def _title(row: ResultRow) -> str:
     size, groups = row.meta.get("size"), row.meta.get("groups", row.overall.n)
     counted = f"{groups:,} of {size:,} groups" if size and size != groups else f"{groups:,} groups"
-    parts = [row.meta.get("title", row.benchmark), row.split, "1 group" if counted == "1 groups" else counted]
+    variant = f"variant {row.variant}" if row.variant else ""
+    parts = [row.meta.get("title", row.benchmark), row.split, variant, "1 group" if counted == "1 groups" else counted]
     return " · ".join(part for part in parts if part)
 
 
 def _notes(rows: Sequence[ResultRow]) -> tuple[str, ...]:
-    notes = [HOW]
+    notes = [HOW.format(rule=RULES[rows[0].rule])]
+    notes += [SEEDS] if any("seeds" in row.meta for row in rows) else []
     if any(row.label == "text-only" and row.role == "reference" for row in rows):
         notes.append(TEXT_ONLY)
     meta = rows[0].meta
@@ -110,7 +100,40 @@ def _notes(rows: Sequence[ResultRow]) -> tuple[str, ...]:
         notes.append(f"Limited to {meta['limit']} groups of every category: not a result to quote.")
     if meta.get("excluded"):
         notes.append(f"{len(meta['excluded']):,} groups left out, listed in scores.json (--allow-missing).")
+    notes += [f"{told}." for row in rows if (told := ties_told(row))]
+    rule = meta.get("tie_rule", ties.STRICT)
+    if rule not in (ties.STRICT, rows[0].rule) and any(row.overall.ties for row in rows):
+        notes.append(f"The official script counts ties otherwise: --ties {rule}.")
+    notes += [f"Doubt: {doubt}." for row in rows for doubt in doubts(row)]
     return (*notes, *(f"Note: {note}." for note in meta.get("notes", [])))
+
+
+def source_of(row: ResultRow) -> dict[str, Any]:
+    """Where a row comes from, for its every cell: folder of scores, checkpoint, store and its version, commit, command,
+    when, and the revision of the benchmark."""
+    meta = row.meta
+    store, scorer = meta.get("store") or {}, meta.get("scorer") or {}
+    told = {
+        "folder": row.folder or meta.get("folders", ""),
+        "checkpoint": scorer.get("checkpoint", ""),
+        "weights": scorer.get("weights", "")[:16],
+        "store": store.get("fingerprint", "")[:16],
+        "manifest": store.get("manifest", ""),
+        "revision": meta.get("revision", ""),
+        "commit": meta.get("commit") or "",
+        "command": meta.get("command", ""),
+        "written": meta.get("written", ""),
+    }
+    return {name: value for name, value in told.items() if value != ""}
+
+
+def _sources(rows: Sequence[ResultRow]) -> tuple[str, ...]:
+    return tuple(
+        f"{row.label}{f' · {row.backbone}' if row.backbone else ''}: "
+        + "; ".join(f"{name} {value}" for name, value in source_of(row).items())
+        for row in rows
+        if row.role != "chance"
+    )
 
 
 def _named(rows: Sequence[ResultRow]) -> tuple[tuple[str, ...], list[list[Cell]]]:
@@ -130,7 +153,9 @@ def _overall(title: str, rows: Sequence[ResultRow]) -> Sheet:
             Cell(f"{row.overall.n:,}"),
             Cell(UNDEFINED if row.overall.ties is None else f"{row.overall.ties:,}"),
         ]
-    return Sheet(title, (*header, *metrics, "n", "ties"), tuple(map(tuple, body)), _notes(rows), len(header))
+    return Sheet(
+        title, (*header, *metrics, "n", "ties"), tuple(map(tuple, body)), _notes(rows), len(header), _sources(rows)
+    )
 
 
 def _categories(title: str, rows: Sequence[ResultRow], metric: str) -> Sheet:
@@ -142,7 +167,7 @@ def _categories(title: str, rows: Sequence[ResultRow], metric: str) -> Sheet:
     counts = [
         f"{name} (n {next(row.by_category[name].n for row in rows if name in row.by_category):,})" for name in names
     ]
-    return Sheet(title, (*header, "all", *counts), tuple(map(tuple, body)), _notes(rows), len(header))
+    return Sheet(title, (*header, "all", *counts), tuple(map(tuple, body)), _notes(rows), len(header), _sources(rows))
 
 
 def _of(summary: Summary | None, metric: str) -> Estimate | None:
@@ -160,109 +185,87 @@ def _add(body: list[list[Cell]], rows: Sequence[ResultRow], column: Sequence[Est
         cells.append(Cell(figure(estimate), value is not None and value == best and row.role != "chance"))
 
 
-def figure(estimate: Estimate | None) -> str:
-    """`60.9 [59.0, 63.0]`; UNDEFINED where there is no value."""
-    if estimate is None or estimate.value is None:
-        return UNDEFINED
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.1f}"
-    return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
-
-
 def rich_tables(rows: Iterable[ResultRow], by_category: bool = False, drop: Iterable[str] = ()) -> list[Table]:
     """The tables for a rich console, the best figures bold and starred (a star survives a pipe)."""
-    return [_rich(sheet) for sheet in sheets(_kept(rows, drop), by_category)]
+    return [rich_table(sheet) for sheet in sheets(_kept(rows, drop), by_category)]
 
 
-def _rich(sheet: Sheet) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+def compared(found: Sequence[Comparison], fmt: str = "table") -> str:
+    """Comparisons as text in one of `FORMATS`: a table a benchmark, best nowhere. Raises `UnknownName`."""
+    if fmt not in FORMATS:
+        raise UnknownName.among("report format", fmt, FORMATS)
+    if fmt == "json":
+        return json.dumps({"comparisons": [dataclasses.asdict(one) for one in found]}, indent=1) + "\n"
+    if fmt == "csv":
+        return _lines([COMPARED, *(_compared_line(one) for one in found)])
+    tables: dict[tuple[str, ...], list[Comparison]] = {}
+    for one in found:
+        tables.setdefault((*one.table, one.first), []).append(one)
+    header = ("row", "metric", "value", "difference", "gained", "lost", "p McNemar", "p by image", "p Holm")
+    sheets = []
+    for members in tables.values():
+        first = members[0]
+        body = tuple(
+            (
+                Cell(one.other), Cell(one.metric), Cell(f"{one.values[1]:.1f}"), Cell(_signed(one.difference)),
+                Cell(f"{one.gained:,}"), Cell(f"{one.lost:,}"),
+                *(Cell(_p(value)) for value in (one.mcnemar, one.by_image, one.holm)),
+            )
+            for one in members
+        )  # fmt: skip
+        own = ", ".join(dict.fromkeys(f"{one.metric} {one.values[0]:.1f}" for one in members))
+        split = " · ".join(part for part in (first.title, *first.table[1:3]) if part)
+        notes = (
+            f"Difference to {first.first} ({own}) in percentage points with 95 % interval, paired, over images.",
+            f"p Holm: by image, corrected for the {len(found)} comparisons here; quote this one.",
+        )
+        sheets.append(Sheet(f"{split}: against {first.first}", header, body, notes, 2))
+    return written(sheets, fmt)
 
-    notes = Text("\n".join(sheet.notes), justify="left")
-    table = Table(
-        title=Text(sheet.title),
-        caption=notes,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-    )
-    for number, name in enumerate(sheet.header):
-        table.add_column(Text(name), justify="left" if number < sheet.labels else "right", overflow="fold")
-    for cells in sheet.body:
-        table.add_row(*(Text(f"{cell.text}*", style="bold") if cell.best else Text(cell.text) for cell in cells))
-    return table
+
+def _signed(estimate: Estimate) -> str:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return UNDEFINED if estimate.value is None else f"{estimate.value:+.1f}"
+    return f"{estimate.value:+.1f} [{estimate.low:+.1f}, {estimate.high:+.1f}]"
 
 
-def _terminal(tables: Sequence[Sheet]) -> str:
-    from rich.console import Console
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
+
+COMPARED = (
+    "benchmark", "split", "variant", "sample", "metric", "first", "other", "first_value", "other_value", "difference",
+    "low", "high", "n", "gained", "lost", "p_mcnemar", "p_by_image", "p_holm",
+)  # fmt: skip
+
+
+def _compared_line(one: Comparison) -> list[Any]:
+    gap = one.difference
+    figures = [*one.values, gap.value, gap.low, gap.high, one.n, one.gained, one.lost]
+    return [*one.table, one.metric, one.first, one.other, *figures, one.mcnemar, one.by_image, one.holm]
+
+
+def _lines(lines: Iterable[Iterable[Any]]) -> str:
     buffer = io.StringIO()
-    console = Console(file=buffer, width=200, color_system=None, legacy_windows=False)
-    for sheet in tables:
-        console.print(_rich(sheet))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
-
-
-def _markdown(sheet: Sheet) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rule = ["---" if number < sheet.labels else "---:" for number in range(len(sheet.header))]
-    body = [line(f"**{cell.text}**" if cell.best else cell.text for cell in cells) for cells in sheet.body]
-    notes = " ".join(sheet.notes).replace("* best", "**bold** best")
-    return "\n".join([f"**{sheet.title}**", "", line(sheet.header), line(rule), *body, "", notes, ""])
-
-
-LATEX = {"\\": r"\textbackslash{}", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
-
-
-def _tex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
-
-
-def _latex(sheet: Sheet) -> str:
-    def cell(given: Cell, label: bool) -> str:
-        figure, bracket, rest = given.text.partition(" [") if not label else (given.text, "", "")
-        text = rf"\textbf{{{_tex(figure)}}}" if given.best else _tex(figure)
-        return rf"{text} {{\scriptsize [{_tex(rest)}}}" if bracket else text
-
-    columns = "l" * sheet.labels + "r" * (len(sheet.header) - sheet.labels)
-    body = [
-        " & ".join(cell(given, number < sheet.labels) for number, given in enumerate(cells)) + r" \\"
-        for cells in sheet.body
-    ]
-    notes = " ".join(sheet.notes).replace("* best", "bold: best")
-    return "\n".join(
-        [
-            f"% {sheet.title}. {notes}",
-            "% needs booktabs",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            " & ".join(_tex(name) for name in sheet.header) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows(["" if value is None else value for value in line] for line in lines)
+    return buffer.getvalue()
 
 
 TIDY = ("benchmark", "split", "sample", "label", "role", "backbone", "category", "metric")
-VALUES = ("value", "low", "high", "n", "ties")
+VALUES = ("value", "low", "high", "n", "ties", "sd", "twins", "rule", "variant")
+SOURCES = ("revision", "store", "manifest", "checkpoint", "weights", "commit", "command", "written", "folder")
 
 
 def _csv(rows: Sequence[ResultRow]) -> str:
     """One line per row, category and metric; category "" is all; undefined is empty; figures unrounded."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*TIDY, *VALUES])
+    lines: list[Sequence[Any]] = [(*TIDY, *VALUES, *SOURCES)]
     for row in rows:
         named = [row.benchmark, row.split, row.sample, row.label, row.role, row.backbone]
+        source = source_of(row)
+        told = [source.get(name) for name in SOURCES]
         for category, summary in {"": row.overall, **row.by_category}.items():
             for metric, found in summary.metrics.items():
-                values = [found.value, found.low, found.high, summary.n, summary.ties]
-                writer.writerow([*named, category, metric, *("" if value is None else value for value in values)])
-    return buffer.getvalue()
+                counts = [summary.n, summary.ties, found.sd, summary.twins, row.rule, row.variant]
+                lines.append([*named, category, metric, found.value, found.low, found.high, *counts, *told])
+    return _lines(lines)

@@ -20,11 +20,13 @@ Masks = dict[str, metrics.Bools]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A percentage with its 95 % interval; None where undefined."""
+    """A percentage with its 95 % interval over images, and its standard deviation over seeds where there are several;
+    None where undefined."""
 
     value: float | None
     low: float | None = None
     high: float | None = None
+    sd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,19 @@ class Summary:
 
 def summarise(rows: pa.Table, meta: dict[str, Any], rule: str = ties.STRICT) -> tuple[Summary, dict[str, Summary]]:
     """Overall and by category, from saved rows and their `metric`, `pools`, `averages`, `ks` and `seed`."""
+    whole, by_category = summary_of(outcomes(rows, meta, rule), meta, _twins(rows))
+    if whole.ties:
+        whole = dataclasses.replace(whole, if_tied=_if_tied(rows, meta))
+    return whole, by_category
+
+
+def summary_of(
+    parts: Iterable[Outcomes], meta: dict[str, Any], twins: metrics.Bools | None = None
+) -> tuple[Summary, dict[str, Summary]]:
+    """Overall and by category, from what items are worth; see `summarise`."""
     overall: dict[str, Estimate] = {}
     split: dict[str, dict[str, Estimate]] = {}
     counts: dict[str, tuple[int, int, int]] = {}
-    parts = outcomes(rows, meta, rule)
-    twins = _twins(rows)
     for part in parts:
         masks = {"": np.ones(len(part.tied), bool)} | members(part.categories, meta["pools"])
         found = _estimates(part, masks, meta)
@@ -65,10 +75,7 @@ def summarise(rows: pa.Table, meta: dict[str, Any], rule: str = ties.STRICT) -> 
         for name, estimates in {"": overall, **split}.items()
         for n, tied, same in [counts.get(name, (0, 0, 0))]
     }
-    whole = summaries.pop("", Summary(overall, 0, 0))
-    if whole.ties:
-        whole = dataclasses.replace(whole, if_tied=_if_tied(rows, meta))
-    return whole, summaries
+    return summaries.pop("", Summary(overall, 0, 0)), summaries
 
 
 def _twins(rows: pa.Table) -> metrics.Bools | None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from .report import Cell, Sheet, figure, written
 from .results import Estimate, ResultRow
+from .sources import headline
 
 FORMATS = ("table", "md", "csv", "json")
 HOW = "Percent with 95 % bootstrap interval over images; strict: a tie is a miss."
@@ -79,7 +80,7 @@ def gather(base: str, tuned: str, alphas: Mapping[str, float], benchmarks: Seque
         for row in rows:
             first.setdefault((row.role, row.label), row)
         own = [Axis(role, *_named(row), metric, row.meta["chance"].get(metric), row.overall.n)
-               for row in rows[:1] for metric in _headline(row)]  # fmt: skip
+               for row in rows[:1] for metric in headline(row.meta)]  # fmt: skip
         for who, row in first.items():
             found = figures.setdefault(who, [None] * len(axes))
             found += [None] * (len(axes) - len(found))
@@ -96,13 +97,6 @@ def gather(base: str, tuned: str, alphas: Mapping[str, float], benchmarks: Seque
 
 def _named(row: ResultRow) -> tuple[str, str]:
     return row.benchmark, row.split
-
-
-def _headline(row: ResultRow) -> list[str]:
-    """The metrics of a benchmark that are axes: the strictest it has, for retrieval recall at its smallest k."""
-    if row.meta["metric"] == "recall":
-        return [f"{way}_r@{min(row.meta['ks'])}" for way in ("i2t", "t2i")]
-    return ["group" if row.meta["metric"] == "quads" else "accuracy"]
 
 
 def render(found: Tradeoff, fmt: str) -> str:

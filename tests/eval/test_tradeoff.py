@@ -80,7 +80,7 @@ def test_csv_and_data_hold_every_metric(found):
     assert sum(line["row"] == "chance" for line in rows) == 2 + 3
     data = tradeoff.as_data(found)
     assert [point["alpha"] for point in data["points"]] == [None, None, 0.0, 0.5, 1.0]
-    assert data["points"][3]["estimates"][1] == {"value": 85, "low": 83, "high": 87}
+    assert data["points"][3]["estimates"][1] == {"value": 85, "low": 83, "high": 87, "sd": None}
     assert {result["axis"] for result in data["results"]} == {"composition", "retention"}
 
 

@@ -1,0 +1,136 @@
+"""`compal eval` and `compal report`: scores from cached features, and tables from saved scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import options
+from .cli_extract import choose, sources_of
+from .cli_store import find_workspace
+from .errors import UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from .eval.results import ResultRow
+    from .workspace import Workspace
+
+
+def evaluate(
+    benchmark: options.Judge = "",
+    run: options.Runs = None,
+    head: options.Heads = None,
+    backbone: options.Backbone = "",
+    root: options.Root = None,
+    images: options.Images = None,
+    split: options.Part = None,
+    limit: options.Limit = None,
+    variant: options.Variant = None,
+    level: options.Level = "tokens",
+    allow_missing: options.AllowMissing = False,
+    extract_: options.ExtractFirst = False,
+    list_: options.Present = False,
+    by_category: options.ByCategory = False,
+    format_: options.Format = "table",
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    as_json: options.Json = False,
+    work: options.Work = None,
+) -> None:
+    """Score a benchmark from cached features, beside chance, random, text-only and cosine.
+
+    Writes WORKSPACE/scores/BENCHMARK/ROW: the similarities of every item,
+    from which every table is computed again.
+
+    Example: compal eval shapes --backbone shapes-vit --run shipped:tflocal --limit 50 --extract
+
+    Example: compal eval sugarcrepe --backbone clip --root sugarcrepe --images val2017 --extract
+
+    Example: compal eval --list
+    """
+    from . import api, console
+    from .eval import report as reporting
+
+    workspace = find_workspace(work)
+    if list_:
+        from .eval.inventory import inventory
+
+        console.show_benchmarks(inventory(workspace.root_for), as_json)
+        return
+    if not benchmark:
+        raise UsageError("eval needs a benchmark", "Name one, or see them: compal eval --list.")
+    chosen, _ = choose(workspace, backbone)
+    sources = sources_of(workspace, benchmark, root, images, allow_missing, split, limit, variant)
+    with console.Ticking() as ticking:
+        rows = api.evaluate(
+            benchmark, heads=head or (), runs=run or (), backbone=chosen, level=level, sources=sources,
+            extract_missing=extract_, device=device, seed=seed, workspace=workspace,
+            progress=ticking.tick, extracting=ticking.tick,
+        )  # fmt: skip
+    workspace.remember(chosen)
+    print(reporting.render(rows, "json" if as_json else format_, by_category), end="")
+
+
+def report(
+    what: options.ScoresPath = None,
+    format_: options.Format = "table",
+    by_category: options.ByCategory = False,
+    ties: options.Ties = "lose",
+    compare: options.AgainstRow = "",
+    metric: options.OfMetric = "",
+    seeds: options.OverSeeds = False,
+    drop: options.Drop = None,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+    work: options.Work = None,
+) -> None:
+    """Make tables from saved scores; no model and no feature is touched.
+
+    Example: compal report --format md
+
+    Example: compal report compal-work/scores/shapes --by-category
+
+    Example: compal report tflocal --compare cosine
+
+    Example: compal report --seeds --ties half --format latex
+    """
+    from .eval import compare as comparing
+    from .eval import report as reporting
+    from .eval import seeds as over
+
+    if metric and not compare:
+        raise UsageError("--metric says what to compare", "Name the row to compare with: --compare ROW.")
+    if compare and (seeds or by_category):
+        raise UsageError("--compare is of single rows over all items", "Drop --seeds and --by-category.")
+    rows = _chosen(find_workspace(work), what or (), ties, compare)
+    fmt = "json" if as_json else format_
+    if compare:
+        print(reporting.compared(comparing.compare(rows, compare, metric, seed), fmt), end="")
+        return
+    print(reporting.render(over.aggregate(rows) if seeds else rows, fmt, by_category, drop or ()), end="")
+
+
+def _chosen(workspace: Workspace, what: Sequence[str], rule: str, compare: str) -> list[ResultRow]:
+    """The saved rows of the folders named, else the workspace's; of labels named, those, the references beside them
+    and the row to compare with."""
+    from .eval.results import load_results
+    from .eval.ties import check
+
+    check(rule)
+    folders = [Path(name) for name in what if Path(name).exists()]
+    labels = {name for name in what if not Path(name).exists()}
+    # What looks like a path and is none is no label either.
+    absent = next((name for name in labels if "/" in name), None)
+    if absent:
+        folders.append(Path(absent))
+    found = [row for folder in folders or [workspace.path / "scores"] for row in load_results(folder, rule=rule)]
+    known = {row.label for row in found}
+    for label in sorted(labels):
+        if label not in known:
+            raise UnknownName.among("row or folder of scores", label, known)
+    if not labels:
+        return found
+    tables = {row.table for row in found if row.label in labels}
+    kept = [row for row in found if row.role != "scorer" or row.label in {*labels, compare}]
+    beside = [row for row in kept if row.table in tables]
+    return [row for row in beside if row.label in {*labels, compare}] if compare else beside
