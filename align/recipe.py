@@ -32,9 +32,9 @@ class OptimConfig:
     warmup        share of the steps
     clip          the largest gradient norm, 0 = unbounded
     accumulate    batches whose gradients are averaged in a step; each batch has its own negatives
-    chunk         images scored at a time, 0 = all of a batch: the same gradients from two passes, so that memory
-                  depends on the chunk and not on the batch (see `cached.backward`). Not where a loss looks at
-                  vectors or tokens: those are of the whole batch
+    chunk         images, and captions, computed at a time, 0 = all of a batch: the same gradients from two passes, so
+                  that memory depends on the chunk and not on the batch (see `cached`). A head without a vector a
+                  side scores a chunk of images with all captions
     """
 
     steps: int = 2000

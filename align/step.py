@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from .batches import Batch
-from .cached import backward
+from .cached import backward, backward_sides
 from .clock import Clock
 from .distributed import Team
 from .recipe import OptimConfig
+from .scorer import VectorScorer, views_of
 from .training import Training
 
+T = TypeVar("T")
 LEAST_SCALE = 1e-4  # of a float16 loss; where fairseq gives up too (fairseq/optim/fp16_optimizer.py, min_loss_scale)
 
 
@@ -95,22 +97,41 @@ class Step:
     def _in_two_passes(self, batch: Batch) -> Tensor:
         fabric, model, optim, clock = self.team.fabric, self.model, self.optim, self.clock
 
-        def score(part: Batch) -> Tensor:
-            clock.lap("backward")  # of the part before; nothing was before the first
-            with fabric.autocast():
-                scores = model.score(part)
-            clock.lap("forward")
-            return scores
+        def forward(compute: Callable[[Batch], T]) -> Callable[[Batch], T]:
+            def computed(part: Batch) -> T:
+                clock.lap("backward")  # of the part before; nothing was before the first
+                with fabric.autocast():
+                    found = compute(part)
+                clock.lap("forward")
+                return found
 
-        def objective(scores: Tensor) -> Tensor:
-            loss = model.objective(scores, batch, guide) / optim.accumulate
+            return computed
+
+        def timed(loss: Tensor) -> Tensor:
             clock.lap("forward")
-            return loss
+            return loss / optim.accumulate
 
         with fabric.autocast():
             guide = model.guide(batch, optim.chunk)
         clock.lap("forward")
-        return backward(score, batch, objective, optim.chunk, fabric.backward) * optim.accumulate
+        if isinstance(model.scorer, VectorScorer):
+            image, text = (forward(encode) for encode in model.encoders(model.scorer))
+            loss = backward_sides(
+                (image, text),
+                batch,
+                lambda *sides: timed(model.seen(views_of(*sides), batch, guide)),
+                optim.chunk,
+                fabric.backward,
+            )
+        else:
+            loss = backward(
+                forward(model.score),
+                batch,
+                lambda scores: timed(model.objective(scores, batch, guide)),
+                optim.chunk,
+                fabric.backward,
+            )
+        return loss * optim.accumulate
 
 
 def _not_finite(loss: Tensor, step: int, what: str) -> InputError:

@@ -15,9 +15,10 @@ from .. import registry
 from ..config import from_dict
 from ..errors import UsageError
 from .batches import Batch
+from .cached import Encode, encoded
 from .distributed import Team
 from .ema import EmaConfig, follow, taught, teacher_of
-from .scorer import Scorer, Views, vector_width
+from .scorer import Scorer, VectorScorer, Views, vector_width, views_of
 
 
 class Training(nn.Module):
@@ -58,9 +59,11 @@ class Training(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """A scalar."""
         guide = self.guide(batch)
-        if "views" in guide:
-            return self._loss(guide["views"].scores, batch, guide)
-        return self.objective(self.score(batch), batch, guide)
+        if not self.looks:
+            return self.objective(self.score(batch), batch, guide)
+        if not batch.shape[0]:
+            raise UsageError("this loss looks at vectors, and a process has no images", "Raise data.batch_size.")
+        return self.seen(self.scorer.views(self._own(batch)), batch, guide)
 
     def score(self, batch: Batch) -> Tensor:
         """The scores (n, C) of the rows that are here, all (I, C) in one process."""
@@ -69,30 +72,47 @@ class Training(nn.Module):
         scores: Tensor = self.scorer(self._own(batch))
         return scores
 
+    @property
+    def looks(self) -> bool:
+        """Whether the loss looks at vectors beside the scores (`VIEWS`)."""
+        return bool(getattr(self._module, "VIEWS", False))
+
+    def encoders(self, scorer: VectorScorer) -> tuple[Encode, Encode]:
+        """The sides of the rows that are here, and of all captions, as the loss looks at them."""
+        return (
+            lambda part: scorer.image_side(part, self.looks),
+            lambda part: scorer.text_side(part, self.looks),
+        )
+
     def guide(self, batch: Batch, chunk: int = 0) -> dict[str, Any]:
-        """What the loss asks for beside the scores: the head's `views` (`VIEWS`), and its `teacher`'s views or scores
-        (`TEACHER`), the scores `chunk` images at a time. All of the whole batch, views with their gradient. Raises
-        `UsageError` for views in a process without images."""
-        found: dict[str, Any] = {}
-        views = getattr(self._module, "VIEWS", False)
-        if views:
-            if not batch.shape[0]:
-                raise UsageError("this loss looks at vectors, and a process has no images", "Raise data.batch_size.")
-            found["views"] = self._seen(self.scorer, batch)
+        """What the loss asks for beside the scores and views: its `teacher`'s (`TEACHER`), of the whole batch, `chunk`
+        images or captions at a time."""
         if self.teacher is None or not getattr(self._module, "TEACHER", False):
-            return found
-        if views:
-            with torch.no_grad():
-                return found | {"teacher": self._seen(self.teacher, batch)}
+            return {}
+        if self.looks:
+            return {"teacher": self._gathered(self._taught(self.teacher, self._own(batch), chunk), batch)}
         if not batch.shape[0]:
             scores = torch.zeros(batch.shape, device=batch.device)
         else:
             scores = taught(self.teacher, self._own(batch), chunk)
         return {"teacher": self._whole(scores, batch)}
 
+    @torch.no_grad()
+    def _taught(self, teacher: Scorer, batch: Batch, chunk: int) -> Views:
+        if isinstance(teacher, VectorScorer):
+            return views_of(*encoded(self.encoders(teacher), batch, chunk))
+        return teacher.views(batch)
+
     def objective(self, scores: Tensor, batch: Batch, guide: dict[str, Any] | None = None) -> Tensor:
         """The loss, given the scores of the rows that are here and what `guide` found."""
         return self._loss(self._whole(scores, batch), batch, guide or {})
+
+    def seen(self, views: Views, batch: Batch, guide: dict[str, Any]) -> Tensor:
+        """The loss, given the views of the rows that are here and of all captions."""
+        if not self.looks:
+            return self.objective(views.scores, batch, guide)
+        views = self._gathered(views, batch)
+        return self._loss(views.scores, batch, guide | {"views": views})
 
     def _loss(self, scores: Tensor, batch: Batch, guide: dict[str, Any]) -> Tensor:
         fitted = (dict(self.fitted.items()),) if len(self.fitted) else ()
@@ -101,9 +121,8 @@ class Training(nn.Module):
         loss: Tensor = self._module.loss(scores, batch, self._config, *fitted, **guide)
         return loss
 
-    def _seen(self, scorer: Scorer, batch: Batch) -> Views:
+    def _gathered(self, views: Views, batch: Batch) -> Views:
         """The views of the whole batch, from those of the rows that are here and of all captions."""
-        views = scorer.views(self._own(batch))
         if self.team is None or batch.rows is None:
             return views
         team, found = self.team, {}

@@ -13,9 +13,13 @@ from compal.align.clock import STAGES, Clock
 from compal.align.fit import FitConfig, fit
 from compal.align.heads.linear import Linear
 from compal.align.loader import Loader
+from compal.align.scorer import Side
 from compal.config import apply_settings, from_dict
 
 SLOW = 0.05  # far above what the rest of such a step takes
+
+
+PARTS = ("optim.chunk=2", "optim.accumulate=2", "optim.steps=2", "data.negatives=0")
 
 
 def run(store, table, folder, *settings, **more):
@@ -44,14 +48,14 @@ class Backward(torch.autograd.Function):
         return gradient
 
 
-def backward(score):
-    return lambda self, batch: Backward.apply(score(self, batch))
+def backward(side):
+    return lambda self, batch, local: Side(Backward.apply(side(self, batch, local).vectors))
 
 
 CASES = {
     "wait": (Loader, "_made", slowly),
-    "forward": (Linear, "score", slowly),
-    "backward": (Linear, "score", backward),
+    "forward": (Linear, "text_side", slowly),
+    "backward": (Linear, "text_side", backward),
     "optimizer": (fitting.Training, "follow", slowly),
 }
 
@@ -76,10 +80,10 @@ def test_what_is_slow_is_named(store, quad_table, tmp_path, monkeypatch, stage):
 
 @pytest.mark.parametrize("stage", ["forward", "backward"])
 def test_two_passes(store, quad_table, tmp_path, monkeypatch, stage):
-    """Four parts of two batches are scored twice and gone back from once."""
+    """Four parts of two batches are encoded twice and gone back from once."""
     kind, name, change = CASES[stage]
     monkeypatch.setattr(kind, name, change(getattr(kind, name)))
-    _, lines = run(store, quad_table, tmp_path, "optim.chunk=2", "optim.accumulate=2", "optim.steps=2")
+    _, lines = run(store, quad_table, tmp_path, *PARTS)
     times = 16 if stage == "forward" else 8
     assert times * SLOW < lines[0][stage] < (times + 4) * SLOW
     assert sum(lines[0].values()) - lines[0][stage] < lines[0][stage] / 4

@@ -168,6 +168,12 @@ CASES = {
         "data.negatives=-1",
         "optim.chunk=3",
     ),
+    "vectors in two passes": (
+        'loss={name="degla",temperature=0.2}',
+        "ema.decay=0.5",
+        "data.negatives=-1",
+        "optim.chunk=3",
+    ),
     "another caption, to be told by a decoder": (
         'loss={name="read",decoder="random",temperature=0.2,rec=1.0}',
         "data.further=1",
@@ -201,10 +207,13 @@ def test_more_processes_than_images(script, store, quad_table, tmp_path):
     """A batch of two images for three processes: the last has none, and the loss is the same."""
     settings = (SMALL, "data.batch_size=2", "optim.steps=4", 'loss={name="siglip"}')
     runs = [(quad_table, tmp_path / f"{chunk}", (*settings, f"optim.chunk={chunk}")) for chunk in (0, 1)]
+    runs.append((quad_table, tmp_path / "sides", (*settings[1:], "optim.chunk=1")))
     finish(begin(script, store, runs, 3))
     alone(store, quad_table, tmp_path / "one", settings)
     assert_alike(tmp_path / "0", tmp_path / "one")
     assert_alike(tmp_path / "1", tmp_path / "one")
+    alone(store, quad_table, tmp_path / "linear", settings[1:])
+    assert_alike(tmp_path / "sides", tmp_path / "linear")
 
 
 def test_torchrun_says_how_many(script, store, quad_table, tmp_path):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from blocks import batch_of
 from safetensors.torch import load_file
 
 from compal.align.ema import EmaConfig
@@ -15,7 +16,6 @@ from compal.config import apply_settings, from_dict
 from compal.errors import UsageError
 
 from .test_accumulate import TINY
-from .test_infonce import make_batch
 
 
 def run(store, table, folder, *settings, validation=None, resume=False):
@@ -46,7 +46,7 @@ def test_distillation_against_a_slow_loop(sparse, softness):
     if sparse:
         taken[0] = False
         taken[1, 1:] = False
-    batch = make_batch(torch.eye(4, 6, dtype=torch.bool), scored=taken if sparse else None)
+    batch = batch_of(torch.eye(4, 6, dtype=torch.bool), scored=taken if sparse else None)
     hidden = scores.masked_fill(~taken, -torch.inf), teacher.masked_fill(~taken, -torch.inf)
     options = {"temperature": 0.5, "learn_temperature": False, "block_weight": 0.0}
     config = distill.Config(**options, distill=0.7, softness=softness)
@@ -62,7 +62,7 @@ def test_distillation_against_a_slow_loop(sparse, softness):
 
 def test_a_head_that_agrees_with_its_teacher_has_infonce_alone():
     scores = torch.randn(3, 5, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    batch = make_batch(torch.eye(3, 5, dtype=torch.bool))
+    batch = batch_of(torch.eye(3, 5, dtype=torch.bool))
     fitted = distill.parameters(distill.Config())
     (ours,) = torch.autograd.grad(
         distill.loss(scores, batch, distill.Config(), fitted, teacher=scores.detach()), scores
