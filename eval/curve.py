@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import UsageError
 from .picture import FAINT, check, styled, write
 from .results import Estimate
-from .tradeoff import Axis, Point, Tradeoff, title_of
+from .tradeoff import Axis, Point, Tradeoff, limits_of, title_of
 
 RULE, ACCENT = "#c3ccd6", "#1f6f8b"
 ENDS = {0.0: "#c2571a", 1.0: "#5b3a8c"}
@@ -46,7 +46,7 @@ def chart(found: Tradeoff, composition: Axis, retained: list[Axis]) -> Any:
     scale = _domain(found, composition, composition.chance)
     panels = [_panel(found, composition, axis, scale, number == 0) for number, axis in enumerate(retained)]
     legend = f"w(α) = (1 − α) {found.base} + α {found.tuned}; bars: 95 % bootstrap intervals over images"
-    return styled(alt.hconcat(*panels, spacing=36), title_of(found), legend, tickCount=6)
+    return styled(alt.hconcat(*panels, spacing=36), title_of(found), [legend, *limits_of(found)], tickCount=6)
 
 
 def _panel(found: Tradeoff, composition: Axis, axis: Axis, scale: Scale, first: bool) -> Any:

@@ -110,9 +110,14 @@ def render(found: Tradeoff, fmt: str) -> str:
     ]
     notes = [HOW, CHOICE, f"{found.axes[0].title} is the axis of composition, the others are what was to be kept."]
     notes += ["n counts queries, images and captions."] if any("_r@" in axis.metric for axis in found.axes) else []
-    limits = {row.meta.get("limit") for row, _, _ in found.rows} - {None}
-    notes += [f"Limited to {limit} groups of every category: not a result to quote." for limit in limits]
+    notes += limits_of(found)
     return written([Sheet(title_of(found), header, tuple(body), tuple(notes))], fmt)
+
+
+def limits_of(found: Tradeoff) -> list[str]:
+    """A sentence for each `--limit` that rows were scored with."""
+    limits = {row.meta.get("limit") for row, _, _ in found.rows} - {None}
+    return [f"Limited to {limit} groups of every category: not a result to quote." for limit in sorted(limits)]
 
 
 def title_of(found: Tradeoff) -> str:
