@@ -19,6 +19,7 @@ KNOWN = {
     "heads": {"cosine", "linear", "maxsim", "tfglobal", "tflocal"},
     "losses": {"infonce"},
     "recipes": {"linear", "tfglobal", "tflocal", "tflocal-shapes", "tfglobal-shapes"},
+    "setups": {"c2lip-cc3m", "degla-coco", "finetune-coco", "negclip-coco", "tflocal-trohn-img"},
     "benchmarks": {"bivlc", "shapes", "shapes-attributes", "shapes-retrieval", "sugarcrepe", "winoground"},
     "formats": {"faiss", "hdf5", "huggingface", "npz", "safetensors", "webdataset"},
 }

@@ -1,4 +1,4 @@
-"""The set-ups of docs/reproduce.md plan: recipe, settings and features fit together, without weights or data."""
+"""docs/reproduce.md has every published set-up, its command and its row; tests/test_setups.py plans and steps them."""
 
 from __future__ import annotations
 
@@ -8,45 +8,37 @@ from pathlib import Path
 
 import pytest
 
+from compal import registry
+from compal.align import setups
 from compal.errors import InputError
 from compal.fit_plan import plan_fit
 from compal.workspace import Workspace
 
-PAGE = Path(__file__).parent.parent / "docs" / "reproduce.md"
-RANDOM = {
-    "clip": "open_clip:ViT-B-32-quickgelu",
-    "pe": "open_clip:PE-Core-B-16",
-    "siglip2": "open_clip:ViT-B-16-SigLIP2-256",
-    "open_clip:ViT-B-16-SigLIP/webli": "open_clip:ViT-B-16-SigLIP",
-}
+PAGE = (Path(__file__).parent.parent / "docs" / "reproduce.md").read_text(encoding="utf-8")
+FITS = [shlex.split(line) for line in re.findall(r"^compal fit ([^\n]+)", PAGE, re.M)]
 
 
-def fits():
-    """(recipe, backbone, data, settings) of every `compal fit` of the page."""
-    found = []
-    for line in re.findall(r"^compal fit ([^\n]+)", PAGE.read_text(encoding="utf-8"), re.M):
-        words = shlex.split(line)
-        options = dict(zip(words[1::2], words[2::2], strict=True))
-        settings = [value for name, value in zip(words[1::2], words[2::2], strict=True) if name == "--set"]
-        found.append((words[0], options["--backbone"], options["--data"], tuple(settings)))
-    return found
+def test_every_set_up_has_its_command_and_its_row():
+    rows = "\n".join(line.partition(" | ")[0] for line in PAGE.splitlines() if line.startswith("| "))
+    for name in registry.names("setups"):
+        assert any(words[0] == name for words in FITS), name
+        tower = next((end for end in ("-pe", "-siglip2") if name.endswith(end)), "")
+        assert name in rows or (tower and f"{name.removesuffix(tower)}-pe, -siglip2" in rows), name
 
 
-@pytest.mark.parametrize(("recipe", "backbone", "data", "settings"), fits())
-def test_it_plans(recipe, backbone, data, settings, tmp_path):
-    plan = plan_fit(recipe, RANDOM[backbone], data, settings, workspace=Workspace(tmp_path))
-    assert plan.recipe == recipe
-    assert plan.parameters > 200_000
-    assert any("compal extract" in what for what in plan.lacks)
-    assert any(data.partition(":")[2] in what for what in plan.lacks)
-    assert plan.pairs is None
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("words", FITS, ids=" ".join)
+def test_the_data_are_those_of_the_set_up(words):
+    told = setups.read(words[0])
+    data = words[words.index("--data") + 1]
+    assert words[0] in registry.names("setups")
+    assert data.startswith(f"{told.dataset}:/data/")
+    assert "--backbone" not in words
 
 
 def test_the_parameters_are_those_of_the_page(tmp_path):
-    plan = plan_fit("tflocal", RANDOM["clip"], "shapes", workspace=Workspace(tmp_path))
+    plan = plan_fit("tflocal", "open_clip:ViT-B-32-quickgelu", "shapes", workspace=Workspace(tmp_path))
     assert plan.parameters == pytest.approx(13.3e6, abs=0.1e6)
-    assert "13.3 M parameters" in PAGE.read_text(encoding="utf-8")
+    assert "13.3 M parameters" in PAGE
 
 
 def test_a_wrong_setting_is_found_by_planning(tmp_path):
