@@ -84,6 +84,19 @@ def compare(rows: Sequence[ResultRow], first: str, metric: str = "", seed: int =
     return [dataclasses.replace(one, holm=value) for one, value in zip(found, corrected, strict=True)]
 
 
+def between(first: Sequence[ResultRow], other: Sequence[ResultRow], metric: str, seed: int = 0) -> Estimate:
+    """The difference of two methods in percentage points, `other` less `first`, with its 95 % interval over images. A
+    method is the rows of its seeds on the same items, whose credits are averaged item by item. The interval is of the
+    items alone: that other seeds would come out elsewhere is not in it. Raises what `compare` raises."""
+    found = [[_credits(row, metric) for row in rows] for rows in (first, other)]
+    sizes = {len(credit) for rows in found for credit, _ in rows}
+    if len({row.sample for row in (*first, *other)}) > 1 or len(sizes) > 1:
+        what = f"'{first[0].label}' and '{other[0].label}' were scored on other items"
+        raise InputError(what, "Evaluate both again.")
+    means = [np.mean([credit for credit, _ in rows], axis=0) for rows in found]
+    return difference(means[1] - means[0], found[0][0][1], seed)
+
+
 def _metrics(row: ResultRow, metric: str) -> tuple[str, ...]:
     if not metric:
         return headline(row.meta)

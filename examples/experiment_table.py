@@ -25,6 +25,7 @@ from compal.align.batches import join
 from compal.align.checkpoint import fitted_spec, load_scorer
 from compal.align.recipe import load_recipe
 from compal.align.scorer import tunes_towers
+from compal.eval import compare, results
 from compal.eval.results import ResultRow
 from compal.eval.score import commit
 from compal.eval.sources import Sources
@@ -45,7 +46,7 @@ def judged(
 ) -> dict[str, Any]:
     """What a run scores, kept beside it; scored once."""
     kept = workspace.runs / run.name / "table.json"
-    if kept.is_file() and (found := json.loads(kept.read_text()))["limit"] == limit:
+    if kept.is_file() and (found := json.loads(kept.read_text())).get("limit") == limit and "folders" in found:
         return found
     if tuned(run):
         how = {"heads": ["cosine"], "backbone": f"run:{run.name}", "level": "pooled", "labels": {"cosine": run.name}}
@@ -66,14 +67,19 @@ def scores(how: dict[str, Any], label: str, workspace: Workspace, limit: int) ->
         return next(row for row in rows if row.label == label)
 
     found: dict[str, Any] = {}
+    folders: dict[str, str] = {}
     for split in SPLITS:
         scored = row("shapes", Sources(split=split, limit=limit))
+        folders[split] = scored.folder
         found[split] = scored.overall.metrics["group"].value
         if split == "in_domain":
             found["categories"] = {name: part.metrics["group"].value for name, part in scored.by_category.items()}
-    metrics = row("shapes-retrieval", Sources()).overall.metrics
+    retrieval, attributes = row("shapes-retrieval", Sources()), row("shapes-attributes", Sources())
+    folders |= {"retrieval": retrieval.folder, "attributes": attributes.folder}
+    metrics = retrieval.overall.metrics
     found["retrieval"] = (metrics["i2t_r@1"].value + metrics["t2i_r@1"].value) / 2
-    found["attributes"] = row("shapes-attributes", Sources()).overall.metrics["accuracy"].value
+    found["attributes"] = attributes.overall.metrics["accuracy"].value
+    found["folders"] = folders
     return found
 
 
@@ -131,8 +137,34 @@ def page(table: experiments.TableConfig, workspace: Workspace, args: argparse.Na
         f"seeds {', '.join(map(str, table.seeds))}; {limit} quadruplets a category and split.\n\n"
         f"```\npython examples/experiment_table.py --data {args.data} --limit {limit} --out {path}\n```\n\n"
     )
+    if args.pair:
+        text += differences(table, args.pair, workspace)
     path.write_text(intro + "\n".join(text) + "\n", encoding="utf-8")
     print(path)
+
+
+def differences(table: experiments.TableConfig, pairs: list[str], workspace: Workspace) -> list[str]:
+    """A table of what OTHER has more than FIRST, for each `FIRST:OTHER`: see `compare.between`."""
+    metrics = {"retrieval": "i2t_r@1", "attributes": "accuracy"}
+
+    def rows(name: str, column: str) -> list[ResultRow]:
+        kept = [workspace.runs / run.name / "table.json" for run in experiments.planned(table, [name])]
+        return [results.row_of(Path(json.loads(path.read_text())["folders"][column])) for path in kept]
+
+    lines = ["| | " + " | ".join([*SPLITS, "retrieval i2t", "attributes"]) + " |", "|" + "---|" * (len(COLUMNS) + 1)]
+    for pair in pairs:
+        first, other = pair.split(":")
+        cells = [f"{other} less {first}"]
+        for column in COLUMNS:
+            found = compare.between(rows(first, column), rows(other, column), metrics.get(column, "group"))
+            cells.append(f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]")
+        lines.append("| " + " | ".join(cells) + " |")
+    return [
+        "",
+        "Paired differences in percentage points, 95 % intervals over images, seeds averaged item by item:",
+        "",
+        *lines,
+    ]
 
 
 def main() -> None:
@@ -143,6 +175,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="quadruplets of each category and split")
     parser.add_argument("--no-page", action="store_true")
     parser.add_argument("--page-only", action="store_true")
+    parser.add_argument("--pair", action="append", default=[], help="FIRST:OTHER, rows to compare; repeat for several")
     parser.add_argument("--out", type=Path, default=Path("shapes_table.md"))
     args = parser.parse_args()
     workspace, table = Workspace.find(), experiments.read_table(experiments.table_of(args.data))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from compal.errors import UnknownName, UsageError
+from compal.errors import InputError, UnknownName, UsageError
 from compal.eval import compare, outcomes, report, results, seeds
 from compal.eval.doubts import doubts, ties_told
 from compal.eval.results import load_results
@@ -91,6 +91,30 @@ def test_the_difference_is_paired_and_by_image():
     nothing = compare.difference(np.zeros(36), cluster)
     assert nothing.value == 0.0
     assert nothing.high == pytest.approx(100 * (1 - 0.025 ** (1 / 12)))
+
+
+def test_methods_are_compared_with_their_seeds_averaged_item_by_item(tmp_path):
+    rng = np.random.default_rng(2)
+    images = [f"i{n // 3}" for n in range(60)]
+    hits = {
+        f"{name}-s{seed}": (rng.random(60) < p).astype(int)
+        for name, p in (("a", 0.4), ("b", 0.7))
+        for seed in (0, 1, 2)
+    }
+    rows = {name: results.row_of(save(tmp_path, name, each.tolist(), images)) for name, each in hits.items()}
+    a, b = ([row for name, row in rows.items() if name.startswith(who)] for who in "ab")
+    found = compare.between(a, b, "accuracy", seed=3)
+    change = np.mean([hits[f"b-s{n}"] for n in range(3)], axis=0) - np.mean([hits[f"a-s{n}"] for n in range(3)], axis=0)
+    assert found.value == pytest.approx(100 * change.mean())
+    # In the order of their names, as items are paired: "0", "1", "10", …
+    order = np.argsort(np.array([str(n) for n in range(60)]), kind="stable")
+    numbers: dict[str, int] = {}
+    cluster = np.array([numbers.setdefault(images[n], len(numbers)) for n in order])
+    assert found == compare.difference(change[order], cluster, seed=3)
+    assert compare.between(a, a, "accuracy").value == 0.0
+    other = results.row_of(save(tmp_path, "c", hits["a-s0"].tolist()[:30], images[:30], sample="t"))
+    with pytest.raises(InputError, match="other items"):
+        compare.between(a, [other], "accuracy")
 
 
 def test_rows_are_compared_in_every_format(tmp_path):
