@@ -311,7 +311,7 @@ def test_vl_checklist(tmp_path: Path, seed: int):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_crepe(tmp_path: Path, seed: int):
-    """get_one2many_rank of crepe_eval_utils.py, R@1, 3 and 5; its argsort leaves the order of ties open, so there are none."""
+    """get_one2many_rank of crepe_eval_utils.py, R@1, 3 and 5; argsort leaves the order of ties open: there are none."""
     scored = Scored("crepe", tmp_path, seed, count=1 << 20)
     ranks = []
     for group in scored.groups:
