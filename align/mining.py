@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,16 +33,13 @@ from torch import Tensor
 
 from ..errors import InputError, UsageError
 from .batches import Batch, FeatureTable
+from .neighbours import MARGIN, Kind, Neighbours, import_faiss, ranked
 from .pairs import PairTable
 from .scorer import Scorer, unit
 
 ROWS = 4096  # vectors embedded at a time: 8 MB of width 512
 FOUND = 1 << 22  # most neighbours of a block of queries held at a time: 50 MB of scores and rows
 PRODUCTS = 1 << 25  # most numbers gathered to rank neighbours again: 256 MB in float64
-MARGIN = 8  # looked at beyond what is asked, so that rounding inside faiss decides no place
-GPU_NEIGHBOURS = 2048  # faiss's limit on a GPU
-LISTS_READ = 32  # of an inverted file, as in `compal negatives --method mined`
-LINKS, BUILD, LOOK = 32, 80, 128  # of HNSW: links a node, candidates when building and at least when searching
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class MinedConfig:
     draw: int = 1
     skip: int = 0
     every: int = 0
-    index: Literal["flat", "ivf", "hnsw"] = "flat"
+    index: Kind = "flat"
 
     def __post_init__(self) -> None:
         if min(self.k, self.skip, self.every) < 0 or self.draw < 1:
@@ -97,11 +94,10 @@ def mine(
     candidates = np.full((len(images), config.k), -1, dtype=np.int32)
     if not config.k:
         return candidates
-    search = _Search(
-        captions, config, seed, min(len(captions), config.k + config.skip + int(owned.counts.max()) + MARGIN)
-    )
+    most = min(len(captions), config.k + config.skip + int(owned.counts.max()) + MARGIN)
+    search = Neighbours(captions, config.index, seed, most)
     for rows, neighbours in _blocks(owned.counts, config, captions.shape):
-        found = _ranked(images[rows], captions, search(images[rows], neighbours))
+        found = ranked(images[rows], captions, search(images[rows], neighbours))
         for row, near in zip(rows, found, strict=True):
             near = near[(near >= 0) & ~np.isin(near, owned.of(row))]
             chosen = near[config.skip : config.skip + config.k]
@@ -138,57 +134,6 @@ def _blocks(counts: np.ndarray, config: MinedConfig, shape: tuple[int, ...]) -> 
             rows = rows[:most]
         yield rows, neighbours
         start += len(rows)
-
-
-def _ranked(queries: np.ndarray, captions: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """`found` (B, n) by descending inner product in float64, ties by row, -1 last."""
-    scores = np.einsum("be,bne->bn", queries, captions[found], dtype=np.float64)
-    scores[found < 0] = -np.inf
-    order = np.lexsort((found, -scores), axis=1)
-    return np.take_along_axis(found, order, axis=1)
-
-
-class _Search:
-    """An index over captions: (B, E) queries to (B, n) rows, -1 where the index found no more."""
-
-    def __init__(self, captions: np.ndarray, config: MinedConfig, seed: int, most: int) -> None:
-        faiss = import_faiss()
-        count, width = captions.shape
-        if config.index == "ivf":
-            lists = max(1, min(int(4 * count**0.5), count // 39))  # faiss asks for 39 points a list
-            self.index: Any = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-            self.index.cp.seed = seed % 2**31
-            self.index.nprobe = LISTS_READ
-            self.index.train(captions)
-        elif config.index == "hnsw":
-            self.index = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
-            self.index.hnsw.efConstruction, self.index.hnsw.efSearch = BUILD, max(LOOK, most)
-        else:
-            self.index = faiss.IndexFlatIP(width)
-        if config.index != "hnsw" and most <= GPU_NEIGHBOURS and getattr(faiss, "get_num_gpus", int)() > 0:
-            self._resources = faiss.StandardGpuResources()  # must outlive the index
-            self.index = faiss.index_cpu_to_gpu(self._resources, 0, self.index)
-        # Threads insert into a graph in whatever order they come, and its links depend on that order.
-        threads = faiss.omp_get_max_threads()
-        try:
-            if config.index == "hnsw":
-                faiss.omp_set_num_threads(1)
-            self.index.add(captions)
-        finally:
-            faiss.omp_set_num_threads(threads)
-
-    def __call__(self, queries: np.ndarray, neighbours: int) -> np.ndarray:
-        found: np.ndarray = self.index.search(queries, neighbours)[1]
-        return found
-
-
-def import_faiss() -> Any:
-    """The module, its CPU or its GPU build. Raises `InputError` where there is neither."""
-    try:
-        import faiss
-    except ImportError:
-        raise InputError("data.mined needs faiss", 'Install it: pip install "compal[mining]"') from None
-    return faiss
 
 
 class Miner:
