@@ -153,8 +153,9 @@ def _parts(course: Course, crops: Sequence[int]) -> list[Step]:
         with course.workspace.used():
             resolve(course.backbone, "regions:dense")
     except InputError as error:  # not every family defines it
-        why = {"missing": error.what, "cure": error.cure}
-        steps = [dataclasses.replace(step, **why) if step.kind == "dense" else step for step in steps]
+        lacking = [step for step in steps if step.kind == "dense"]
+        steps = [step for step in steps if step.kind != "dense"]
+        steps += [dataclasses.replace(step, missing=error.what, cure=error.cure) for step in lacking]
     if not crops:
         why, cure = "no grid of windows was asked for", "Name one: --crops 18"
         steps.insert(1, Step("crops", "crops", course.backbone, "regions:grid", missing=why, cure=cure))

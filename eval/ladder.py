@@ -251,10 +251,12 @@ def _other(rung: Rung, rungs: Sequence[Rung]) -> Rung | None:
     """The rung to hold one against."""
     there = [one for one in rungs if one.row]
     if rung.kind in ("pooled", "dense"):
-        if rung.kind == "pooled":
-            twin, kinds = rung.level.replace(":roi-", ":").replace(":roi", ""), ("crops", "oracle")
-        else:
-            twin, kinds = rung.level.replace(":dense-grid", ":roi-grid").replace(":dense-roi", ":roi"), ("pooled",)
+        pooled = rung.kind == "pooled"
+        kinds = ("crops", "oracle") if pooled else ("pooled",)
+        names = ((":roi-", ":"), (":roi", "")) if pooled else ((":dense-grid", ":roi-grid"), (":dense-roi", ":roi"))
+        twin = rung.level
+        for own, other in names:
+            twin = twin.replace(own, other)
         same = [one for one in there if one.level == twin and one.kind in kinds]
         order = same + [one for one in there if one.kind == "cosine"]
     else:
