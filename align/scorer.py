@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +102,19 @@ class Views:
         return *self.patchwise(), full(self.tokens), self.token_mask
 
 
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """What each text token of a pair looks at in its image: for people to see, no score is computed from it.
+
+    values  (N, L, P) float32, 0 wherever padding has a part; L = 1 where the caption is read as a `whole`
+    kind    "cosine", or "weight": of attention, the mean over heads and layers
+    """
+
+    values: Tensor
+    kind: Literal["cosine", "weight"]
+    whole: bool = False
+
+
 class Scorer(nn.Module):
     """What every head builds. `score` gives the (I, C) block, `score_pairs` only the pairs asked for.
 
@@ -131,6 +144,15 @@ class Scorer(nn.Module):
         """The scores, with what else the head can show; see `Views`."""
         return Views(self(batch))
 
+    def alignment(self, batch: Batch, pairs: Tensor) -> Alignment | None:
+        """What the tokens of `pairs` (N, 2) long look at; None for a head that compares no tokens. A head whose views
+        hold patches and tokens has their cosines."""
+        views = self.views(batch)
+        if views.patches is None or views.tokens is None:
+            return None
+        patches, patch_mask, tokens, token_mask = views.local()
+        return cosines(unit(patches), patch_mask, unit(tokens), token_mask, pairs)
+
     def forward(self, batch: Batch) -> Tensor:
         """`score`; if `batch.scored` names entries, only those are computed and the others are -inf."""
         if batch.scored is None:
@@ -138,6 +160,18 @@ class Scorer(nn.Module):
         block = torch.full(batch.shape, -torch.inf, device=batch.device)
         pairs = batch.scored.nonzero()
         return block.index_put((pairs[:, 0], pairs[:, 1]), self.score_pairs(batch, pairs))
+
+
+def cosines(images: Tensor, image_mask: Tensor, texts: Tensor, text_mask: Tensor, pairs: Tensor) -> Alignment:
+    """The alignment of pairs of unit vectors: images (I, P, E), texts (C, L, E) and their masks."""
+    rows, columns = pairs.unbind(1)
+    values = full(torch.einsum("nle,npe->nlp", texts[columns], images[rows]))
+    return Alignment(only_real(values, image_mask[rows], text_mask[columns]), "cosine")
+
+
+def only_real(values: Tensor, image_mask: Tensor, text_mask: Tensor) -> Tensor:
+    """(N, L, P) with zeros where (N, P) or (N, L) is padding."""
+    return values.masked_fill(~(text_mask[:, :, None] & image_mask[:, None]), 0)
 
 
 @dataclass(frozen=True, eq=False)

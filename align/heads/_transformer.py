@@ -18,6 +18,12 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
+def _weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """(B, heads, S, d), (B, heads, P, d) and (B, P) → attention (B, S, P), the mean over heads."""
+    logits = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+    return logits.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1).mean(1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention by `F.scaled_dot_product_attention`."""
 
@@ -35,6 +41,11 @@ class Attention(nn.Module):
         )
         result: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return result
+
+    def weights(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, S, S): what each place takes from each, the mean over heads."""
+        query, key, _ = (_heads(part, self.heads) for part in self.inputs(x).chunk(3, dim=-1))
+        return _weights(query, key, mask)
 
 
 class CrossAttention(nn.Module):
@@ -69,6 +80,10 @@ class CrossAttention(nn.Module):
             seen = torch.cat([seen, seen * self.said(x)], dim=-1)
         result: Tensor = self.output(seen)
         return result
+
+    def weights(self, x: Tensor, memory: KeysValues, mask: Tensor) -> Tensor:
+        """x (B, S, W) → (B, S, P): what each place takes from each token of the memory, the mean over heads."""
+        return _weights(_heads(self.query(x), self.heads), memory[0], mask)
 
 
 class FeedForward(nn.Sequential):
@@ -113,14 +128,23 @@ class CrossBlock(nn.Module):
         """Keys and values of (I, P, W) image tokens for this block."""
         return self.cross.keys_values(self.norms[0](image))
 
+    def among_themselves(self, x: Tensor, text_mask: Tensor) -> Tensor:
+        """x (1 or B, T, L, W) after the text tokens have looked at each other, if they do."""
+        if self.attention is None or self.self_norm is None:
+            return x
+        mask = text_mask.expand(x.shape[:3]).flatten(0, 1)
+        mixed = self.attention(self.self_norm(x.flatten(0, 1)), mask)
+        return x + self.dropout(mixed).view_as(x)
+
+    def weights(self, x: Tensor, text_mask: Tensor, memory: KeysValues, image_mask: Tensor) -> Tensor:
+        """x (B, 1, L, W) → (B, L, P): what each text token takes from each image token."""
+        x = self.among_themselves(x, text_mask)
+        return self.cross.weights(self.norms[1](x).flatten(1, 2), memory, image_mask)
+
     def forward(self, x: Tensor, text_mask: Tensor, memory: KeysValues, image_mask: Tensor) -> Tensor:
         """x (1 or B, T, L, W): T texts for each of B images; text_mask (1 or B, T, L); image_mask (B, P)
         → (B, T, L, W)."""
-        if self.attention is not None and self.self_norm is not None:
-            sequences = x.flatten(0, 1)
-            mask = text_mask.expand(x.shape[:3]).flatten(0, 1)
-            mixed = self.attention(self.self_norm(sequences), mask)
-            x = x + self.dropout(mixed).view_as(x)
+        x = self.among_themselves(x, text_mask)
         seen = self.cross(self.norms[1](x).flatten(1, 2), memory, image_mask)
         x = x + self.dropout(seen).view(len(image_mask), *x.shape[1:])
         result: Tensor = x + self.dropout(self.feed_forward(self.norms[2](x)))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..batches import Batch
 from ..kernels.assign import assign
-from ..scorer import Dims, Scorer, all_pairs, tokens_of, unit
+from ..scorer import Alignment, Dims, Scorer, all_pairs, cosines, tokens_of, unit
 from ._projection import require_one_space
 
 
@@ -38,6 +38,10 @@ class Assignment(Scorer):
     def score_pairs(self, batch: Batch, pairs: Tensor) -> Tensor:
         images, image_mask, texts, text_mask = tokens_of(batch)
         return assign(unit(images), unit(texts), pairs, image_mask=image_mask, text_mask=text_mask)
+
+    def alignment(self, batch: Batch, pairs: Tensor) -> Alignment:
+        images, image_mask, texts, text_mask = tokens_of(batch)
+        return cosines(unit(images), image_mask, unit(texts), text_mask, pairs)
 
 
 def build(config: Config, dims: Dims) -> Assignment:

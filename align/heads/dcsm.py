@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ..batches import Batch
 from ..kernels.pairs import pair_scores
-from ..scorer import Dims, Scorer, full, require, tokens_of, unit
+from ..scorer import Alignment, Dims, Scorer, cosines, full, require, tokens_of, unit
 from ._projection import Projection, require_one_space
 
 
@@ -82,16 +82,24 @@ class DCSM(Scorer):
         scores: Tensor = self.output(self.dropout(F.relu(read)))[:, 0]
         return scores
 
-    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
+    def compared(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Unit vectors (I, P, W) and (C, L, W) of the tokens that are read, and their masks."""
         images, image_mask, texts, text_mask = tokens_of(batch)
         words = self.settings.text_tokens
         texts, text_mask = texts[:, :words], text_mask[:, :words]
         if self.image is not None and self.text is not None:
             images, texts = self.image(images), self.text(texts)
+        return unit(images), image_mask, unit(texts), text_mask
+
+    def alignment(self, batch: Batch, pairs: Tensor) -> Alignment:
+        return cosines(*self.compared(batch), pairs)
+
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
+        images, image_mask, texts, text_mask = self.compared(batch)
         scores = pair_scores(
             self.joint,
-            unit(images),
-            unit(texts),
+            images,
+            texts,
             image_mask=image_mask,
             text_mask=text_mask,
             pairs=pairs,

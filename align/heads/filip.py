@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..batches import Batch
 from ..kernels.maxsim import maxsim
-from ..scorer import Dims, Scorer, require, tokens_of, unit
+from ..scorer import Alignment, Dims, Scorer, cosines, require, tokens_of, unit
 from ._projection import Projection
 
 
@@ -51,6 +51,10 @@ class FILIP(Scorer):
             direction=self.settings.direction,
             pairs=pairs,
         )
+
+    def alignment(self, batch: Batch, pairs: Tensor) -> Alignment:
+        images, image_mask, texts, text_mask = tokens_of(batch)
+        return cosines(unit(self.image(images)), image_mask, unit(self.text(texts)), text_mask, pairs)
 
 
 def build(config: Config, dims: Dims) -> FILIP:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..batches import Batch
 from ..kernels.pairs import memory_scores
-from ..scorer import Dims, Scorer, require, tokens_of, unit
+from ..scorer import Alignment, Dims, Scorer, full, only_real, require, tokens_of, unit
 from ._projection import Projection, require_pooled
 
 KeysValues = tuple[Tensor, Tensor]
@@ -78,16 +78,35 @@ class FLAIR(Scorer):
         cosines = (found * unit(flat)).sum(-1).view(len(image_mask), *x.shape[1:3])
         return cosines.masked_fill(~mask, 0).sum(-1) / mask.sum(-1).clamp(min=1)
 
-    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
-        images, image_mask, texts, text_mask = tokens_of(batch)
+    def queries(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(C, L, E) and which are real; L = 1 where the caption's pooled vector is the one query."""
+        _, _, texts, text_mask = tokens_of(batch)
         if self.settings.queries == "caption":
             texts = batch.text_pooled[:, None]
             text_mask = torch.ones_like(texts[..., 0], dtype=torch.bool)
+        return self.text(texts), text_mask
+
+    def alignment(self, batch: Batch, pairs: Tensor) -> Alignment:
+        """The weights of the patches in what each query pools, the mean over heads; what is lacking to 1 went to the
+        zero token."""
+        images, image_mask, _, _ = tokens_of(batch)
+        (texts, text_mask), (rows, columns) = self.queries(batch), pairs.unbind(1)
+        keys, _ = self.memory(images, image_mask)
+        query = _split(self.query(self.query_norm(texts)), self.settings.heads)
+        seen = F.pad(image_mask, (0, 1), value=True)[rows][:, None, None]
+        logits = query[columns] @ keys[rows].transpose(-2, -1) / query.shape[-1] ** 0.5
+        weights = full(logits).masked_fill(~seen, -torch.inf).softmax(-1).mean(1)[..., :-1]
+        whole = self.settings.queries == "caption"
+        return Alignment(only_real(weights, image_mask[rows], text_mask[columns]), "weight", whole)
+
+    def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
+        images, image_mask, _, _ = tokens_of(batch)
+        texts, text_mask = self.queries(batch)
         return memory_scores(
             self.memory,
             self.pooled,
             images,
-            self.text(texts),
+            texts,
             image_mask=image_mask,
             text_mask=text_mask,
             pairs=pairs,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..batches import Batch
 from ..kernels.maxsim import maxsim
-from ..scorer import Dims, Scorer, tokens_of, unit
+from ..scorer import Alignment, Dims, Scorer, cosines, tokens_of, unit
 from ._projection import require_one_space
 
 
@@ -46,6 +46,10 @@ class MaxSim(Scorer):
             direction=self.direction,
             pairs=pairs,
         )
+
+    def alignment(self, batch: Batch, pairs: Tensor) -> Alignment:
+        images, image_mask, texts, text_mask = tokens_of(batch)
+        return cosines(unit(images), image_mask, unit(texts), text_mask, pairs)
 
 
 def build(config: Config, dims: Dims) -> MaxSim:

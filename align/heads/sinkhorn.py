@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..batches import Batch
 from ..kernels.transport import transport
-from ..scorer import Dims, Scorer, require, tokens_of, unit
+from ..scorer import Alignment, Dims, Scorer, cosines, require, tokens_of, unit
 from ._projection import require_one_space
 
 
@@ -49,6 +49,10 @@ class Sinkhorn(Scorer):
             iterations=self.settings.iterations,
             pairs=pairs,
         )
+
+    def alignment(self, batch: Batch, pairs: Tensor) -> Alignment:
+        images, image_mask, texts, text_mask = tokens_of(batch)
+        return cosines(unit(images), image_mask, unit(texts), text_mask, pairs)
 
 
 def build(config: Config, dims: Dims) -> Sinkhorn:

@@ -17,16 +17,17 @@ regions with segments, jointly for each pair. Its internals are not published. W
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..batches import Batch
 from ..kernels.pairs import RETAINED, TEXTS, memory_scores, pair_scores, tokens_at_a_time
-from ..scorer import Dims, Scorer, require, tokens_of
+from ..scorer import Alignment, Dims, Scorer, full, only_real, require, tokens_of
 from . import cosine
 from ._transformer import (
     CrossBlock,
@@ -115,6 +116,18 @@ class TFLocal(Scorer):
             return scores
         return scores + self.cosine_scale * cosine.Cosine().score_pairs(batch, pairs)
 
+    def layer_weights(self, image: Tensor, image_mask: Tensor, text: Tensor, text_mask: Tensor) -> Iterator[Tensor]:
+        """(n, P, W), (n, P), (n, L, W), (n, L) → of every layer, (n, L, P): what text tokens take from image tokens."""
+        raise NotImplementedError
+
+    def alignment(self, batch: Batch, pairs: Tensor) -> Alignment:
+        """Attention from text to image tokens, the mean over layers."""
+        image, image_mask, text, text_mask = self.inputs(batch)
+        rows, columns = pairs.unbind(1)
+        layers = self.layer_weights(image[rows], image_mask[rows], text[columns], text_mask[columns])
+        values = only_real(full(torch.stack(list(layers)).mean(0)), image_mask[rows], text_mask[columns])
+        return Alignment(values if self.cls is None else values[:, 1:], "weight")
+
 
 class Joint(TFLocal):
     """[image ; text] through self-attention: every pair is a sequence of its own."""
@@ -144,6 +157,13 @@ class Joint(TFLocal):
             tokens=tokens_at_a_time(image.device),
             recompute=self.held_too_much,
         )
+
+    def layer_weights(self, image: Tensor, image_mask: Tensor, text: Tensor, text_mask: Tensor) -> Iterator[Tensor]:
+        x, mask = torch.cat([image, text], dim=1), torch.cat([image_mask, text_mask], dim=1)
+        patches = image.shape[1]
+        for block in cast("list[SelfBlock]", self.blocks):
+            yield block.attention.weights(block.norms[0](x), mask)[:, patches:, :patches]
+            x = block(x, mask)
 
 
 class Cross(TFLocal):
@@ -195,6 +215,12 @@ class Cross(TFLocal):
             texts=TEXTS,
             recompute=self.held_too_much,
         )
+
+    def layer_weights(self, image: Tensor, image_mask: Tensor, text: Tensor, text_mask: Tensor) -> Iterator[Tensor]:
+        x, mask = text[:, None], text_mask[:, None]
+        for block, memory in zip(cast("list[CrossBlock]", self.blocks), self.memory(image, image_mask), strict=True):
+            yield block.weights(x, mask, memory, image_mask)
+            x = block(x, mask, memory, image_mask)
 
 
 def build(config: Config, dims: Dims) -> TFLocal:

@@ -18,12 +18,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batches import Batch
 from ..kernels.attend import attend
-from ..scorer import Dims, Scorer, require, tokens_of, unit
+from ..scorer import Alignment, Dims, Scorer, full, only_real, require, tokens_of, unit
 from ._projection import Projection, require_pooled
 
 
@@ -65,14 +66,28 @@ class XAC(Scorer):
         self.image = PatchMap(dims.image_dim, width, round(config.ratio * width))
         self.text = Projection(dims.text_dim, width) if config.queries == "tokens" else None
 
+    def concepts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(C, L, E) unit vectors and which are real; L = 1 where the caption is the one concept."""
+        _, _, texts, text_mask = tokens_of(batch)
+        found = unit(batch.text_pooled[:, None] if self.text is None else self.text(texts))
+        return found, torch.ones_like(found[..., 0], dtype=torch.bool) if self.text is None else text_mask
+
+    def alignment(self, batch: Batch, pairs: Tensor) -> Alignment:
+        """The weights of the patches in what each concept gathers."""
+        images, image_mask, _, _ = tokens_of(batch)
+        (concepts, real), (rows, columns) = self.concepts(batch), pairs.unbind(1)
+        similar = self.settings.kappa * torch.einsum("nle,npe->nlp", concepts[columns], self.image(images)[rows])
+        weights = full(similar).masked_fill(~image_mask[rows][:, None], -torch.inf).softmax(-1)
+        return Alignment(only_real(weights, image_mask[rows], real[columns]), "weight", self.text is None)
+
     def scores_of(self, batch: Batch, pairs: Tensor | None) -> Tensor:
-        images, image_mask, texts, text_mask = tokens_of(batch)
-        whole = self.text is None
+        images, image_mask, _, _ = tokens_of(batch)
+        concepts, real = self.concepts(batch)
         return attend(
             self.image(images),
-            unit(batch.text_pooled[:, None] if self.text is None else self.text(texts)),
+            concepts,
             image_mask=image_mask,
-            text_mask=None if whole else text_mask,
+            text_mask=None if self.text is None else real,
             kappa=self.settings.kappa,
             pairs=pairs,
         )

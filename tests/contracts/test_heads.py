@@ -228,3 +228,36 @@ def test_options_are_strict_and_frozen(name):
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.anything = 1
     assert registry.summary("heads", name).endswith((".", ")."))
+
+
+@every_head
+def test_an_alignment_is_of_pairs_alone_and_padding_has_none(name, options):
+    """Tokens × patches of a pair are the same in any batch; what padding holds is 0, whatever stands there."""
+    scorer, batch = build(name, options), make_batch()
+    pairs = torch.tensor([[0, 0], [4, 3], [2, 6], [0, 1]])
+    with torch.no_grad():
+        found = scorer.alignment(batch, pairs)
+        if found is None:
+            assert scorer.needs == "pooled" or name in ("cosine", "tfglobal"), f"{name} reads tokens and shows nothing"
+            return
+        one = batch.select(torch.tensor([4]), torch.tensor([3]))
+        alone = scorer.alignment(one, torch.tensor([[0, 0]]))
+        padded = dataclasses.replace(
+            batch,
+            images=F.pad(batch.images, (0, 0, 0, 0)),
+            texts=batch.texts.masked_fill(~batch.text_mask[..., None], torch.nan),
+        )
+        again = scorer.alignment(padded, pairs)
+    lengths = batch.text_mask.sum(1)[pairs[:, 1]]
+    rows = torch.ones(4, 1) if found.whole else (torch.arange(found.values.shape[1]) < lengths[:, None]).float()
+    assert found.values.shape == (4, rows.shape[1], DIMS.image_tokens)
+    assert found.values.dtype == torch.float32
+    assert (found.values[rows == 0] == 0).all()
+    assert len(found.values[rows == 1].unique()) > 5, "it shows nothing"
+    size = alone.values.shape[1]
+    close(alone.values[0], found.values[1, :size])
+    close(again.values, found.values)
+    bound = found.values.sum(-1).max() if found.kind == "weight" else found.values.abs().max()
+    assert bound <= 1 + 1e-5
+    if found.kind == "weight":
+        assert (found.values >= 0).all()
