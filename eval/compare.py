@@ -66,7 +66,7 @@ def compare(rows: Sequence[ResultRow], first: str, metric: str = "", seed: int =
     Raises `UnknownName` for a label or a metric that is not there, `UsageError` where there is nothing to compare,
     `InputError` for rows whose items differ, and what `results.read` raises.
     """
-    scored = [row for row in rows if row.role != "chance" and row.folder]
+    scored = [row for row in rows if row.role not in ("chance", "published") and row.folder]
     if first not in {row.label for row in scored}:
         raise UnknownName.among("row", first, sorted({row.label for row in scored}))
     found = []

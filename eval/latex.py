@@ -6,7 +6,7 @@ from .sheets import Cell, Sheet
 
 LATEX = {
     "\\": r"\textbackslash{}", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "−": "$-$", "α": r"$\alpha$", "×": r"$\times$", "→": r"$\to$",
+    "±": r"$\pm$", "−": "$-$", "α": r"$\alpha$", "×": r"$\times$", "→": r"$\to$", "†": r"$^\dagger$",
 }  # fmt: skip
 LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 

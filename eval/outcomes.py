@@ -270,7 +270,10 @@ def outcomes(rows: pa.Table, meta: dict[str, Any], rule: str = ties.STRICT) -> l
     ties.check(rule)
     if meta["metric"] in MATRICES:
         return _of_queries(rows if "above" in rows.column_names else _from_matrices(rows), meta, rule)
-    credit, tied = _hits(rows, meta["metric"], rule, meta.get("pair_ks", ()))
+    if "similarities" in rows.column_names:
+        credit, tied = _hits(rows, meta["metric"], rule, meta.get("pair_ks", ()))
+    else:
+        credit, tied = _told(rows)
     if "text_similarities" in rows.column_names:
         between = rows["text_similarities"].combine_chunks().flatten().to_numpy().reshape(-1, 3)
         credit |= ties.text(between, rule)
@@ -278,6 +281,15 @@ def outcomes(rows: pa.Table, meta: dict[str, Any], rule: str = ties.STRICT) -> l
     cluster = _clusters(rows["images"].combine_chunks())
     whole = Outcomes(credit, tied, cluster, categories)
     return [whole, *(_sets(rows, whole) if "sets" in rows.column_names else ())]
+
+
+def _told(rows: pa.Table) -> tuple[dict[str, NDArray[np.float64]], metrics.Bools]:
+    """Credits by metric of rows that hold answers and no scores (`imports`): under every rule what was answered."""
+    if "value" in rows.column_names:
+        raise InputError("a published aggregate has no items", "Compare rows that were scored, or import its items.")
+    names = [field.name for field in rows.schema if pa.types.is_boolean(field.type)]
+    credit = {name: rows[name].combine_chunks().to_numpy(zero_copy_only=False).astype(np.float64) for name in names}
+    return credit, np.zeros(rows.num_rows, bool)
 
 
 def _clusters(images: Any) -> NDArray[np.int64]:

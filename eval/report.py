@@ -32,6 +32,7 @@ RULES = {
 }
 HOW = "Percent with 95 % bootstrap interval over images; {rule}; * best of its column."
 SEEDS = "± is the standard deviation over seeds, the bracket the interval over images of the mean over seeds."
+PUBLISHED = "† as published by others, an aggregate that is not recomputed: no items, so no interval, and never best."
 TEXT_ONLY = "text-only (our rule): cosine of a caption to the mean caption of the benchmark, image unseen."
 
 
@@ -75,7 +76,8 @@ def sheets(rows: Sequence[ResultRow], by_category: bool = False) -> list[Sheet]:
         if not by_category:
             found.append(_overall(title, members))
             continue
-        metrics = [name for name in members[0].overall.metrics if " (" not in name]
+        told = [row.overall for row in members] + [part for row in members for part in row.by_category.values()]
+        metrics = dict.fromkeys(name for summary in told for name in summary.metrics if " (" not in name)
         found += [_categories(f"{title}: {metric}", members, metric) for metric in metrics]
     return found
 
@@ -93,6 +95,7 @@ def _notes(rows: Sequence[ResultRow]) -> tuple[str, ...]:
     notes += [SEEDS] if any("seeds" in row.meta for row in rows) else []
     if any(row.label == "text-only" and row.role == "reference" for row in rows):
         notes.append(TEXT_ONLY)
+    notes += [PUBLISHED] if any(row.role == "published" for row in rows) else []
     meta = rows[0].meta
     if meta.get("metric") == "recall":
         notes.append("n counts queries, images and captions.")
@@ -150,7 +153,7 @@ def _overall(title: str, rows: Sequence[ResultRow]) -> Sheet:
         _add(body, rows, [row.overall.metrics.get(metric) for row in rows])
     for cells, row in zip(body, rows, strict=True):
         cells += [
-            Cell(f"{row.overall.n:,}"),
+            Cell(f"{row.overall.n:,}" if row.overall.metrics else UNDEFINED),
             Cell(UNDEFINED if row.overall.ties is None else f"{row.overall.ties:,}"),
         ]
     return Sheet(
@@ -175,14 +178,16 @@ def _of(summary: Summary | None, metric: str) -> Estimate | None:
 
 
 def _add(body: list[list[Cell]], rows: Sequence[ResultRow], column: Sequence[Estimate | None]) -> None:
-    """Append a column of estimates; the best is that of a row that was scored, so never chance."""
+    """Append a column of estimates; the best is that of a row with items, so never chance nor an aggregate."""
+    unscored = ("chance", "published")
     scored = [
-        e.value for row, e in zip(rows, column, strict=True) if row.role != "chance" and e and e.value is not None
+        e.value for row, e in zip(rows, column, strict=True) if row.role not in unscored and e and e.value is not None
     ]
     best = max(scored) if len(scored) > 1 else None
     for cells, row, estimate in zip(body, rows, column, strict=True):
         value = estimate.value if estimate else None
-        cells.append(Cell(figure(estimate), value is not None and value == best and row.role != "chance"))
+        mark = " †" if row.role == "published" and value is not None else ""
+        cells.append(Cell(figure(estimate) + mark, value is not None and value == best and row.role not in unscored))
 
 
 def rich_tables(rows: Iterable[ResultRow], by_category: bool = False, drop: Iterable[str] = ()) -> list[Table]:

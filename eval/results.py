@@ -40,7 +40,7 @@ OF_ONE_ROW = ("label", "role", "order", "store", "scorer", "rows", "format")
 class ResultRow:
     """One row of a table.
 
-    role      chance | reference | scorer
+    role      chance | reference | published (an aggregate of others, not recomputed) | scorer
     sample    fingerprint of the groups: only rows that share it may be compared
     variant   the form of the benchmark that was read; "" for its corrected default
     rule      what a tie is worth: "lose" is strict
@@ -171,7 +171,7 @@ def chance_row(row: ResultRow) -> ResultRow:
     )
 
 
-ROLES = ("chance", "reference", "scorer")
+ROLES = ("chance", "reference", "published", "scorer")
 
 
 def with_chance(rows: Iterable[ResultRow]) -> list[ResultRow]:

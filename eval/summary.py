@@ -46,11 +46,28 @@ class Summary:
 
 
 def summarise(rows: pa.Table, meta: dict[str, Any], rule: str = ties.STRICT) -> tuple[Summary, dict[str, Summary]]:
-    """Overall and by category, from saved rows and their `metric`, `pools`, `averages`, `ks` and `seed`."""
+    """Overall and by category, from saved rows and their `metric`, `pools`, `averages`, `ks` and `seed`. Of answers or
+    aggregates that others published, ties are not known."""
+    if "value" in rows.column_names:
+        return _published(rows)
     whole, by_category = summary_of(outcomes(rows, meta, rule), meta, _twins(rows))
     if whole.ties:
         whole = dataclasses.replace(whole, if_tied=_if_tied(rows, meta))
+    if not {"similarities", "above"} & set(rows.column_names):
+        by_category = {name: dataclasses.replace(one, ties=None) for name, one in by_category.items()}
+        whole = dataclasses.replace(whole, ties=None)
     return whole, by_category
+
+
+def _published(rows: pa.Table) -> tuple[Summary, dict[str, Summary]]:
+    """Aggregates as they were published, a row a category and metric; no interval, and no average of ours."""
+    parts: dict[str, dict[str, Estimate]] = {"": {}}
+    counts = {"": 0}
+    for row in rows.to_pylist():
+        parts.setdefault(row["category"], {})[row["metric"]] = Estimate(row["value"])
+        counts[row["category"]] = row["n"]
+    found = {name: Summary(estimates, counts[name], None) for name, estimates in parts.items()}
+    return found.pop(""), found
 
 
 def summary_of(
