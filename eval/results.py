@@ -195,8 +195,18 @@ def load_results(path: Path, newest: bool = True, rule: str = ties.STRICT) -> li
     )
     if not folders:
         raise InputError(f"no scores in {path}", "Make some: compal eval BENCHMARK")
-    found = (row_of(folder, rule) for folder in folders)
-    rows = sorted(found, key=lambda row: (row.meta["written"], row.meta["order"]))
-    if newest:
-        rows = list({(*r.table, r.backbone, r.label): r for r in rows}.values())
-    return with_chance(rows)
+    # What is superseded is left before its figures are computed, which is what takes time.
+    told = sorted(((_identity(folder), folder) for folder in folders), key=lambda one: one[0][0])
+    kept = list({who: folder for (_, who), folder in told}.values()) if newest else [folder for _, folder in told]
+    return with_chance(row_of(folder, rule) for folder in kept)
+
+
+def _identity(folder: Path) -> tuple[tuple[str, int], tuple[str, ...]]:
+    """When a saved row was written, with its place, and what a later one of the same replaces. Raises `InputError`."""
+    try:
+        meta = json.loads((folder / META).read_text())
+        named = [meta[name] for name in ("benchmark", "split", "sample", "label")]
+        backbone = meta["store"].get("backbone", "") if meta["store"] else ""
+        return (meta["written"], meta["order"]), (*named, meta.get("variant", ""), backbone)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder} holds no readable scores: {error}", "Evaluate again.") from None
