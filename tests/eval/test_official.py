@@ -7,6 +7,7 @@ rule, and ours under that rule must equal it; ours is strict by default.
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -70,6 +71,31 @@ def tied(scored: Scored) -> int:
     """How many groups have two equal scores."""
     rows = ([levels(scored.seed, image, list(g.captions)) for image in g.images] for g in scored.groups)
     return sum(any(len(set(row)) < len(row) for row in one) for one in rows)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("count", [LEVELS, 1 << 20])
+def test_sugarcrepe(tmp_path: Path, seed: int, count: int):
+    """evaluate of main_eval.py, a share a subset; the lab's table pools the rows, or those of each type."""
+    scored = Scored("sugarcrepe", tmp_path, seed, count)
+    right: dict[str, list[int]] = {}
+    number = 0
+    for name in scored.module.SUBSETS:
+        for data in json.loads((tmp_path / f"{name}.json").read_text()).values():
+            positive, negative = scored.official(number, [data["caption"], data["negative_caption"]])
+            right.setdefault(name, []).append(1 if positive > negative else 0)
+            number += 1
+    shares = {name: 100 * sum(hits) / len(hits) for name, hits in right.items()}
+    kinds = [
+        [hit for name in right if name.startswith(kind) for hit in right[name]] for kind in ("replace", "swap", "add")
+    ]
+    ours, parts = scored.ours()
+    assert {name: parts[name]["accuracy"] for name in shares} == pytest.approx(shares)
+    assert ours["accuracy"] == pytest.approx(100 * sum(map(sum, right.values())) / number)
+    assert ours["accuracy (7-subset)"] == pytest.approx(np.mean(list(shares.values())))
+    assert ours["accuracy (3-category)"] == pytest.approx(np.mean([100 * np.mean(hits) for hits in kinds]))
+    assert number == 20
+    assert count != LEVELS or tied(scored)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -279,6 +305,25 @@ def test_winoground(tmp_path: Path, seed: int):
     ours, _ = scored.ours()
     expected = {"i2t": text, "t2i": image, "group": group}
     assert ours == pytest.approx({name: 100 * value / len(rows) for name, value in expected.items()})
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_bivlc(tmp_path: Path, seed: int):
+    """evaluate_BiVLC of src/CLIP_fine_tuning/CLIP_utils.py: four strict comparisons, their two pairs, all of them."""
+    scored = Scored("bivlc", tmp_path, seed)
+    found: dict[str, list[bool]] = {"i2t": [], "t2i": [], "group": []}
+    with open(tmp_path / "rows.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows):
+        matrix = quadruple(scored, number, row["caption"], row["negative_caption"])
+        (pos_pos, pos_neg), (neg_pos, neg_neg) = matrix
+        found["i2t"].append(pos_pos > pos_neg and neg_neg > neg_pos)
+        found["t2i"].append(pos_pos > neg_pos and neg_neg > pos_neg)
+        found["group"].append(found["i2t"][-1] and found["t2i"][-1])
+    ours, parts = scored.ours()
+    expected = {name: 100 * np.mean(hits) for name, hits in found.items()}
+    assert ours == pytest.approx(expected)
+    assert parts["swap"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
