@@ -309,6 +309,8 @@ def scorers(store: Store, heads: Sequence[str], runs: Sequence[str], workspace: 
     Raises `UnknownName` for a head or run that does not exist, `InputError` for a head that must be fitted
     first, `SpecMismatch` for a checkpoint of another backbone.
     """
+    if not heads and not runs:
+        return []  # the references need no torch, whose import takes longer than scoring them
     from .align.checkpoint import load_scorer
     from .align.scorer import Dims, build_head
     from .eval.provenance import recipe_of

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,8 @@ KeyScorer = Callable[[Sequence[str], Sequence[str], Pairs], Floats]
 
 NAMES = ("random", "text-only", "cosine")
 READ_ROWS = 4096
-TILE = 16384
+TILE = 8192
+THREADS = 4
 
 
 def reference(name: str, store: Store, captions: Sequence[str], seed: int = 0) -> KeyScorer:
@@ -67,9 +69,13 @@ class Random:
         """All pairs (I, C), as asked one by one."""
         left, right = self._sides(images, captions)
         found = np.empty((len(left), len(right)), np.float32)
-        for start in range(0, len(right), TILE):  # what fits a processor's cache
-            for row, one in enumerate(left):
-                found[row, start : start + TILE] = _uniform(one + right[start : start + TILE])
+
+        def fill(row: int) -> None:
+            for start in range(0, len(right), TILE):  # what fits a processor's cache
+                found[row, start : start + TILE] = _uniform(left[row] + right[start : start + TILE])
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(fill, range(len(left)), chunksize=64))
         return found
 
     def _sides(self, images: Sequence[str], captions: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

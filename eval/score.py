@@ -14,7 +14,7 @@ import pyarrow as pa
 from .. import registry
 from ..config import fingerprint
 from ..errors import MissingFeatures
-from . import audit, outcomes, provenance, references, results, scoring
+from . import audit, outcomes, provenance, references, results, retrieval, scoring
 from .results import ResultRow
 from .sources import Group, Sources, check
 
@@ -32,6 +32,7 @@ class Options:
     command       the command line to record; "" records sys.argv
     provenance    label → what else to record of a scorer (run, checkpoint, configuration)
     progress      called with (label, groups done, groups in all)
+    rerank        score the candidates of retrieval only, by every scorer but the one that finds them
     """
 
     device: str = "cpu"
@@ -40,6 +41,7 @@ class Options:
     command: str = ""
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     progress: Callable[[str, int, int], None] | None = None
+    rerank: retrieval.Rerank | None = None
 
 
 def evaluate(
@@ -64,6 +66,8 @@ def evaluate(
     module = registry.load("benchmarks", benchmark_name)
     name = benchmark_name.rpartition(".")[2]
     metric = str(module.INFO["metric"])
+    if options.rerank:
+        retrieval.check(name, metric, options.rerank.index)
     sources.check_choices(name, module.INFO)
     groups = available(check(list(module.groups(sources)), metric), store, sources, name)
     given.excluded.update(sources.excluded)
@@ -87,6 +91,9 @@ def evaluate(
         told = provenance.describe(scorer) | options.provenance.get(label, {}) if role == "scorer" else {}
         own: dict[str, Any] = {"store": None, "twins": {}} if blind else {}
         meta = shared | {"label": label, "role": role, "order": order, "scorer": told} | own
+        if role == "scorer" and options.rerank and label != options.rerank.candidates:
+            saved += _reranked(groups, judges[label], store, options, meta, out)
+            continue
         found = _scored(groups, judges[label], label, module.INFO, options, None if blind else twins)
         saved.append(results.save(_folder(out, meta), found, meta))
     return results.with_chance(results.row_of(folder) for folder in saved)
@@ -105,13 +112,27 @@ def _scored(
     if metric in outcomes.MATRICES:
         parts = []
         for done, group in enumerate(groups, 1):
-            block = scoring.score_groups([group], judge, label).reshape(len(group.images), -1)
-            parts.append(outcomes.ranked(group, block, metric))
+            parts.append(outcomes.ranked(group, scoring.matrix(group, judge, label), metric))
             tick(done)
         return pa.concat_tables(parts)
     values = scoring.score_groups(groups, judge, label, tick)
     texts = scoring.text_similarities(groups, judge) if "tot" in info.get("text_metrics", ()) else None
     return outcomes.table(groups, values, metric, texts, twins)
+
+
+def _reranked(
+    groups: list[Group], judge: scoring.Judge, store: Store, options: Options, meta: dict[str, Any], out: Path
+) -> list[Path]:
+    """The folders of a scorer's rows, one for every number of candidates."""
+    plan = options.rerank
+    assert plan is not None
+    how = {"device": options.device, "seed": meta["seed"], "progress": options.progress}
+    saved = []
+    for row in retrieval.reranked(groups, judge, meta["label"], store, plan, how):
+        asked = {"rerank": {"k": row.facts["rerank"], "candidates": plan.candidates, "index": plan.index}}
+        own = meta | {"label": row.label, "scorer": meta["scorer"] | asked, "retrieval": row.facts}
+        saved.append(results.save(_folder(out, own), row.rows, own))
+    return saved
 
 
 def available(groups: list[Group], store: Store, sources: Sources, benchmark: str) -> list[Group]:

@@ -135,10 +135,6 @@ def score_groups(groups: list[Group], asked: Judge, label: str, tick: Ticker | N
     """The scores of every group, row-major, end to end, float32: I × C, or I × K where captions are prompts of
     classes. `tick` is told how many groups are done. Raises `InputError` naming the first group with a NaN, and for a
     scorer that answers another number of scores."""
-    if len(groups) == 1 and _alone(groups[0], asked):
-        values = _matrix(groups[0], asked, label).ravel()
-        _refuse_nan(groups, values, label)
-        return values
     ends = np.cumsum([0, *(len(group.images) * group.columns for group in groups)])
     values = np.empty(int(ends[-1]), np.float32)
     done = 0
@@ -156,15 +152,23 @@ def score_groups(groups: list[Group], asked: Judge, label: str, tick: Ticker | N
     return values
 
 
+def matrix(group: Group, asked: Judge, label: str) -> Floats:
+    """The scores (I, C) of one group, (I, K) where captions are prompts of classes; read-only. Raises as `score_groups`
+    does."""
+    found = _matrix(group, asked, label)
+    _refuse_nan([group], found, label)
+    return found
+
+
 def _alone(group: Group, asked: Judge) -> bool:
     return bool(group.classes) or len(group.images) * len(group.captions) > asked.at_once
 
 
-def _refuse_nan(groups: list[Group], values: NDArray[np.float32], label: str) -> None:
+def _refuse_nan(groups: list[Group], values: Floats, label: str) -> None:
     # One pass without a mask of the size of the scores: the sum is NaN or infinite only if something is.
     if np.isfinite(values.sum(dtype=np.float64)):
         return
-    bad = np.flatnonzero(np.isnan(values))
+    bad = np.flatnonzero(np.isnan(values).ravel())
     if len(bad):
         ends = np.cumsum([len(group.images) * group.columns for group in groups])
         group = groups[int(np.searchsorted(ends, bad[0], side="right"))]
@@ -219,6 +223,8 @@ def _matrix(group: Group, asked: Judge, label: str) -> Floats:
     texts = asked.vectors("text", group.captions)
     captions, columns = _distinct(_ensembles(texts, group.classes) if group.classes else texts)
     block = images @ captions.T
+    if len(images) == 1:  # the image is not looked at
+        return np.broadcast_to(block[:, columns], (len(rows), len(columns)))
     block = block if len(images) == len(rows) else block[rows]
     return block if len(captions) == len(columns) else block[:, columns]
 
