@@ -156,8 +156,8 @@ def exact(store: Store, root: Path, out: Path) -> float:
 
 
 def coverage(samples: int, photographs: int = 224, most: int = 8) -> dict[str, float]:
-    """How often 95 % intervals hold the true 60 %: photographs, as many as the smallest subset of SugarCrepe has, with 1
-    to `most` captions each and a luck of their own."""
+    """How often 95 % intervals hold the true 60 %: so many photographs as SugarCrepe's smallest subset has, with 1 to
+    `most` captions each and a luck of their own."""
     rng, held, naive = np.random.default_rng(0), 0, 0
     for trial in range(samples):
         cluster = np.repeat(np.arange(photographs), rng.integers(1, most + 1, photographs))
@@ -206,7 +206,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = {}
-        for name, value in measure(Path(folder), 5 if args.full else 3, 2000 if args.full else 600):
+        for name, value in measure(Path(folder), 5 if args.full else 3, 4000 if args.full else 1000):
             figures[name] = value
             if not args.json:
                 print(f"{name:<22} {value}", flush=True)

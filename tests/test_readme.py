@@ -20,6 +20,7 @@ PAGES = {
         "CONTRIBUTING.md",
         "cli.py",
         "cli_diagnose.py",
+        "cli_eval.py",
         "cli_negatives.py",
         "cli_patch.py",
         "cli_share.py",

@@ -222,6 +222,59 @@ def test_captions_that_the_encoder_cannot_tell_apart_are_named_and_counted(bivlc
     assert told["examples"] == [{"id": "2", "captions": ["A dog, number 2.", "A cat, number 2."]}]
 
 
+# --- published answers --------------------------------------------------------------------------------
+
+
+def published(name: str) -> list[dict[str, str]]:
+    import csv
+    import gzip
+
+    with gzip.open(Path(__file__).parents[1] / "data" / name, "rt", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_sugarcrepes_published_rows_give_every_printed_average():
+    """CLIP ViT-B/32 (BiVLC's repository), through rows, pools and averages as `compal report` reads them."""
+    from compal import registry
+
+    module, answers = registry.load("benchmarks", "sugarcrepe"), published("sugarcrepe_clip_vit_b_32.csv.gz")
+    groups = [
+        Group(str(n), (f"i{n}",), (f"r{n}", f"w{n}"), PAIR, f"{row['type']}_{row['subtype']}")
+        for n, row in enumerate(answers)
+    ]
+    values = np.array([(float(row["correct"]), 1 - float(row["correct"])) for row in answers], "f4").ravel()
+    facts = meta("pairs", pools=module.POOLS, averages=module.AVERAGES)
+    found, by_category = summarise(outcomes.table(groups, values, "pairs"), facts)
+    assert found.n == 7512
+    assert round(found.metrics["accuracy"].value, 2) == 76.56
+    assert round(found.metrics["accuracy (3-category)"].value, 2) == 73.04
+    subsets = {"add_att": 68.79, "add_obj": 77.21, "replace_att": 80.08, "replace_obj": 90.92, "replace_rel": 69.20,
+               "swap_att": 63.96, "swap_obj": 61.38}  # fmt: skip
+    assert {name: round(by_category[name].metrics["accuracy"].value, 2) for name in subsets} == subsets
+
+
+def test_bivlcs_published_rows_give_every_printed_figure_by_type():
+    from compal import registry
+
+    module, answers = registry.load("benchmarks", "bivlc"), published("bivlc_clip_vit_b_32.csv.gz")
+    order = ("text_score_i0", "text_score_i1", "image_score_c0", "image_score_c1")
+    matrices = {(a > b, d > c, a > c, d > b): (a, b, c, d) for a, b, c, d in itertools.permutations(range(4))}
+    values = np.array([matrices[tuple(row[name] == "1" for name in order)] for row in answers], "f4").ravel()
+    groups = [
+        Group(str(n), (f"i{n}", f"j{n}"), (f"c{n}", f"d{n}"), ((True, False), (False, True)),
+              f"{row['type']}_{row['subtype']}")
+        for n, row in enumerate(answers)
+    ]  # fmt: skip
+    found, by_category = summarise(outcomes.table(groups, values, "quads"), meta("quads", pools=module.POOLS))
+    printed = {
+        "": (75.83, 52.40, 49.06), "replace": (82.09, 60.36, 57.27), "swap": (46.52, 16.16, 13.65),
+        "add": (70.32, 44.63, 39.58),
+    }  # fmt: skip
+    for name, expected in printed.items():
+        one = by_category[name] if name else found
+        assert [round(one.metrics[metric].value, 2) for metric in ("i2t", "t2i", "group")] == list(expected)
+
+
 # --- the format before --------------------------------------------------------------------------------
 
 
