@@ -354,7 +354,8 @@ def extract_listing(
     """
     folders = tuple(workspace.find_store(spec) for spec in specs)
     job = Job(tuple(specs), folders, config or ExtractConfig(), listing)
-    with listings.use(workspace.path / "listing.sqlite", create=True, patience=listing.patience(job.config)):
+    listed = listings.use(workspace.path / "listing.sqlite", create=True, patience=listing.patience(job.config))
+    with workspace.used(), listed:
         summaries = extract_levels(listing.items(), job, progress)
         if listing.data:
             refused = {item.key for summary in summaries for item in summary.quarantined}

@@ -210,6 +210,7 @@ MAKERS = {
     "flickr30k": flickr30k,
     "folder": folder,
     "huggingface": huggingface,
+    "scenes3d": lambda root: None,
     "shapes": lambda root: None,
     "table": table,
     "trohn-img": trohn_img,
