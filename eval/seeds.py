@@ -34,7 +34,7 @@ def _family(row: ResultRow) -> tuple[Any, ...] | None:
     scorer = row.meta.get("scorer") or {}
     if row.role != "scorer" or not row.folder or "recipe" not in scorer:
         return None
-    return (*row.table, row.backbone, scorer["recipe"], scorer.get("class"))
+    return (*row.table, row.backbone, scorer["recipe"], scorer.get("class"), str(scorer.get("rerank")))
 
 
 def _joined(rows: Sequence[ResultRow]) -> ResultRow:
