@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .align.fit import Progress, RunResult
     from .align.scorer import Scorer
     from .eval.results import ResultRow
+    from .eval.retrieval import Rerank
     from .eval.sources import Sources
     from .pipeline.extract import ExtractConfig, Summary
     from .pipeline.job import Listing
@@ -358,6 +359,7 @@ def evaluate(
     seed: int = 0,
     labels: dict[str, str] | None = None,
     references: tuple[str, ...] | None = None,
+    rerank: Rerank | None = None,
     workspace: Workspace | None = None,
     progress: Ticker | None = None,
     extracting: Ticker | None = None,
@@ -366,6 +368,7 @@ def evaluate(
 
     extract_missing  extract what the store lacks first (the towers run for what is missing only)
     labels           other labels for heads and runs
+    rerank           of retrieval: which candidates to score instead of all; `candidates` is "cosine" or a run
     Raises `MissingFeatures` naming the command that adds what is missing, and what the scorers raise.
     """
     from .eval.score import Options
@@ -385,11 +388,12 @@ def evaluate(
     store = store_of(spec, workspace, benchmark)
     entries = scorers(store, heads, runs, workspace, device)
     named = {(labels or {}).get(entry.label, entry.label): entry for entry in entries}
-    options = Options(
-        device=device,
-        provenance={label: entry.origin for label, entry in named.items()},
-        progress=progress,
-    )
+    if rerank and rerank.named:
+        finder = scorers(store, (), [rerank.candidates], workspace, device)[0]
+        finder = named.setdefault(finder.label, finder)
+        rerank = rerank.by(finder.label, finder.scorer, store, device)
+    origins = {label: entry.origin for label, entry in named.items()}
+    options = Options(device=device, provenance=origins, progress=progress, rerank=rerank)
     if references is not None:
         options = dataclasses.replace(options, references=references)
     out = workspace.path / "scores"

@@ -30,6 +30,9 @@ def evaluate(
     allow_missing: options.AllowMissing = False,
     extract_: options.ExtractFirst = False,
     list_: options.Present = False,
+    rerank: options.ReRank = "",
+    candidates: options.CandidatesOf = "cosine",
+    index: options.SearchIndex = "flat",
     by_category: options.ByCategory = False,
     format_: options.Format = "table",
     seed: options.Seed = 0,
@@ -46,10 +49,13 @@ def evaluate(
 
     Example: compal eval sugarcrepe --backbone clip --root sugarcrepe --images val2017 --extract
 
+    Example: compal eval coco-retrieval --backbone clip --root coco --head maxsim --rerank 100
+
     Example: compal eval --list
     """
     from . import api, console
     from .eval import report as reporting
+    from .eval.retrieval import planned
 
     workspace = find_workspace(work)
     if list_:
@@ -59,13 +65,14 @@ def evaluate(
         return
     if not benchmark:
         raise UsageError("eval needs a benchmark", "Name one, or see them: compal eval --list.")
+    plan = planned(benchmark, rerank, candidates, index, bool(run or head))
     chosen, _ = choose(workspace, backbone)
     sources = sources_of(workspace, benchmark, root, images, allow_missing, split, limit, variant)
     with console.Ticking() as ticking:
         rows = api.evaluate(
             benchmark, heads=head or (), runs=run or (), backbone=chosen, level=level, sources=sources,
             extract_missing=extract_, device=device, seed=seed, workspace=workspace,
-            progress=ticking.tick, extracting=ticking.tick,
+            rerank=plan, progress=ticking.tick, extracting=ticking.tick,
         )  # fmt: skip
     workspace.remember(chosen)
     print(reporting.render(rows, "json" if as_json else format_, by_category), end="")

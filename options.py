@@ -103,6 +103,18 @@ OverSeeds = Annotated[bool, _option(OUTPUT, "One row for all seeds of a recipe: 
 Present = Annotated[bool, _option(WHAT, "List the benchmarks: what is here, and how to get the rest.", "--list")]
 Drop = Annotated[list[str] | None, _option(OUTPUT, "Row to leave out; repeat for several.")]
 
+ReRank = Annotated[
+    str,
+    _option(
+        WHAT, "Retrieval: score only so many candidates of every query; several for the curve of cost and recall.",
+        "--rerank", metavar="K[:K...]", show_default="none, all are scored",
+    ),
+]  # fmt: skip
+CandidatesOf = Annotated[
+    str, _option(WHAT, "What finds them: cosine, or a run of a head of one vector a side.", "--candidates")
+]
+SearchIndex = Annotated[str, _option(WHAT, "flat (exact), or ivf or hnsw of faiss.", "--index")]
+
 Device = Annotated[str, _option(MACHINE, "torch device: cpu, cuda, cuda:1, mps.")]
 Devices = Annotated[
     str,

@@ -90,7 +90,7 @@ def _steps(before: Floats, ahead: Floats, rights: Floats) -> Floats:
     counts = rights.astype(np.int64)
     block = np.repeat(np.arange(len(counts)), counts)
     step = np.arange(len(block)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
-    found: Floats = np.bincount(block, (before[block] + step) / (ahead[block] + step), len(counts))
+    found: Floats = np.bincount(block, (before[block] + step) / (ahead[block] + step), len(counts)).astype(np.float64)
     return found
 
 

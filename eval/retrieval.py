@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from .. import registry
 from ..errors import InputError, UnknownName, UsageError
 from .candidates import INDICES, PART, Gallery, nearest, strict
 from .references import cosine
@@ -43,9 +44,9 @@ class Rerank:
     """What to score again.
 
     ks          how many candidates of every query, ascending; each is a row of the table
-    candidates  what finds them: "cosine" of the backbone, or the label of a head of one vector a side
+    candidates  what finds them: "cosine" of the backbone, or a run, by its label once `scorer` is its head
     index       flat, exact; ivf or hnsw, through faiss
-    scorer      the head of `candidates`; None for cosine
+    scorer      the head of `candidates`, of one vector a side; None for cosine
     """
 
     ks: tuple[int, ...]
@@ -53,8 +54,21 @@ class Rerank:
     index: str = "flat"
     scorer: Any = None
 
+    @property
+    def named(self) -> bool:
+        """Whether a run is named whose head is not there yet."""
+        return self.candidates != COSINE and self.scorer is None
+
+    def by(self, label: str, scorer: Any, store: Store, device: str) -> Rerank:
+        """The same with candidates by a run's head. Raises as `vectors`."""
+        found = dataclasses.replace(self, candidates=label, scorer=scorer)
+        found.vectors(store, device)
+        return found
+
     def vectors(self, store: Store, device: str) -> Vectors:
         """Each side's vectors. Raises `UsageError` for a head whose scores are no products of two vectors."""
+        if self.named:
+            raise UsageError(f"--candidates {self.candidates}: this run is not loaded", "Give its head with `by`.")
         if self.scorer is None:
             return cosine(store).vectors
         found = judge(self.candidates, self.scorer, store, device).vectors
@@ -89,18 +103,18 @@ def check(benchmark: str, metric: str, index: str) -> None:
 
 
 def planned(
-    benchmark: str, info: Mapping[str, Any], text: str, candidates: str, index: str, scored: bool
+    benchmark: str, text: str, candidates: str = COSINE, index: str = INDICES[0], scored: bool = True
 ) -> Rerank | None:
-    """What the options ask for, with candidates by cosine; None if nothing is re-ranked. `scored`: whether there is
+    """What the options ask for; None if nothing is re-ranked. `text` is what `depths` reads, `scored` whether there is
     anything to re-rank with. Raises `UsageError` and `UnknownName`."""
     if not text:
         if candidates != COSINE or index != INDICES[0]:
             raise UsageError("--candidates and --index are of --rerank", "Say how many: --rerank 100.")
         return None
-    check(benchmark, info["metric"], index)
+    check(benchmark, registry.load("benchmarks", benchmark).INFO["metric"], index)
     if not scored:
         raise UsageError("--rerank has nothing to score candidates with", "Name it: --head maxsim, or --run ID.")
-    return Rerank(depths(text), COSINE, index)
+    return Rerank(depths(text), candidates, index)
 
 
 @dataclass(frozen=True)

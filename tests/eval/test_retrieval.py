@@ -328,16 +328,17 @@ def test_what_cannot_be_reranked_is_said_in_a_line(coco, tmp_path):
     _, store = coco
     with pytest.raises(UsageError, match="benchmark 'shapes' asks for quads"):
         evaluate("shapes", Sources(), store, {}, tmp_path, options=Options(rerank=retrieval.Rerank((5,))))
-    info = {"metric": "recall"}
     for text in ("x", "0", "10:", "-3", "1.5"):
         with pytest.raises(UsageError, match="is no number of candidates"):
-            retrieval.planned("b", info, text, "cosine", "flat", True)
+            retrieval.planned("cxc", text, "cosine", "flat", True)
     with pytest.raises(UsageError, match="nothing to score candidates with"):
-        retrieval.planned("b", info, "5", "cosine", "flat", False)
+        retrieval.planned("cxc", "5", "cosine", "flat", False)
     with pytest.raises(UnknownName, match="no index 'tree'"):
-        retrieval.planned("b", info, "5", "cosine", "tree", True)
+        retrieval.planned("cxc", "5", "cosine", "tree", True)
     for more in (("run", "flat"), ("cosine", "hnsw")):
         with pytest.raises(UsageError, match="are of --rerank"):
-            retrieval.planned("b", info, "", *more, True)
-    assert retrieval.planned("b", info, "", "cosine", "flat", True) is None
-    assert retrieval.planned("b", info, "100:0:10:100", "cosine", "flat", True).ks == (10, 100)
+            retrieval.planned("cxc", "", *more)
+    with pytest.raises(UsageError, match="this run is not loaded"):
+        retrieval.planned("cxc", "5", "run").vectors(store, "cpu")
+    assert retrieval.planned("cxc", "", "cosine", "flat", True) is None
+    assert retrieval.planned("cxc", "100:0:10:100", "cosine", "flat", True).ks == (10, 100)
