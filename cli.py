@@ -11,7 +11,18 @@ import sys
 
 import typer
 
-from . import cli_diagnose, cli_eval, cli_extract, cli_negatives, cli_patch, cli_share, cli_table, options, registry
+from . import (
+    cli_diagnose,
+    cli_eval,
+    cli_extract,
+    cli_negatives,
+    cli_patch,
+    cli_peers,
+    cli_share,
+    cli_table,
+    options,
+    registry,
+)
 from .cli_extract import choose
 from .cli_store import find_workspace, store_app
 from .errors import CompalError, UnknownName, UsageError
@@ -125,6 +136,7 @@ app.command(rich_help_panel="The three stages")(cli_diagnose.diagnose)
 
 
 app.command(rich_help_panel="The three stages")(cli_eval.report)
+app.command("import", rich_help_panel="Data")(cli_peers.import_)
 app.command(rich_help_panel="Weights")(cli_patch.patch)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import options
 from .cli_extract import choose, sources_of
+from .cli_peers import Against, PeersModel, explain
 from .cli_store import find_workspace
 from .errors import UnknownName, UsageError
 
@@ -30,6 +31,8 @@ def evaluate(
     allow_missing: options.AllowMissing = False,
     extract_: options.ExtractFirst = False,
     list_: options.Present = False,
+    against: Against = "",
+    model: PeersModel = "",
     rerank: options.ReRank = "",
     candidates: options.CandidatesOf = "cosine",
     index: options.SearchIndex = "flat",
@@ -51,6 +54,8 @@ def evaluate(
 
     Example: compal eval coco-retrieval --backbone clip --root coco --head maxsim --rerank 100
 
+    Example: compal eval imagenet --backbone clip --root imagenet --against openclip
+
     Example: compal eval --list
     """
     from . import api, console
@@ -63,6 +68,7 @@ def evaluate(
 
         console.show_benchmarks(inventory(workspace.root_for), as_json)
         return
+    _check_peer(against, model)
     if not benchmark:
         raise UsageError("eval needs a benchmark", "Name one, or see them: compal eval --list.")
     plan = planned(benchmark, rerank, candidates, index, bool(run or head))
@@ -75,7 +81,20 @@ def evaluate(
             rerank=plan, progress=ticking.tick, extracting=ticking.tick,
         )  # fmt: skip
     workspace.remember(chosen)
+    if against:
+        explain(rows, against, model, "json" if as_json else format_)
+        return
     print(reporting.render(rows, "json" if as_json else format_, by_category), end="")
+
+
+def _check_peer(against: str, model: str) -> None:
+    """Refuse an evaluator that nobody knows before anything is scored."""
+    if model and not against:
+        raise UsageError("--model is the model of --against", "Name the evaluator: --against PEER[:FILE].")
+    if against:
+        from .eval.published import named
+
+        named(against)
 
 
 def report(
@@ -84,6 +103,8 @@ def report(
     by_category: options.ByCategory = False,
     ties: options.Ties = "lose",
     compare: options.AgainstRow = "",
+    against: Against = "",
+    model: PeersModel = "",
     metric: options.OfMetric = "",
     seeds: options.OverSeeds = False,
     drop: options.Drop = None,
@@ -99,6 +120,8 @@ def report(
 
     Example: compal report tflocal --compare cosine
 
+    Example: compal report --against mteb:results/openai__clip-vit-base-patch32
+
     Example: compal report --seeds --ties half --format latex
     """
     from .eval import compare as comparing
@@ -109,8 +132,14 @@ def report(
         raise UsageError("--metric says what to compare", "Name the row to compare with: --compare ROW.")
     if compare and (seeds or by_category):
         raise UsageError("--compare is of single rows over all items", "Drop --seeds and --by-category.")
+    if against and (compare or seeds or by_category or ties != "lose"):
+        raise UsageError("--against takes rules and parts from the evaluator", "Give it alone, with --model.")
+    _check_peer(against, model)
     rows = _chosen(find_workspace(work), what or (), ties, compare)
     fmt = "json" if as_json else format_
+    if against:
+        explain(rows, against, model, fmt)
+        return
     if compare:
         print(reporting.compared(comparing.compare(rows, compare, metric, seed), fmt), end="")
         return

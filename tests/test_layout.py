@@ -35,6 +35,7 @@ FREE = (
     "cli_negatives",
     "cli_extract",
     "cli_patch",
+    "cli_peers",
     "cli_share",
     "cli_store",
     "cli_table",
