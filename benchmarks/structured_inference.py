@@ -3,7 +3,7 @@
     python benchmarks/structured_inference.py            # 300 quadruplets of in_domain, some 6 minutes on a core
     python benchmarks/structured_inference.py --full     # 2,500: some hours
     python benchmarks/structured_inference.py --levels regions regions:roi --json
-    python benchmarks/structured_inference.py --cost open_clip:ViT-B-32-quickgelu   # of a tower alone, any weights
+    python benchmarks/structured_inference.py --cost ViT-B-32-quickgelu   # costs of a larger tower, random weights
 
 shapes-vit, features as float16, split in_domain, the dataset's own segments. Row `cosine` scores whole images with
 whole captions; the others score each segment with its best region and take the mean (head `maxsim`), which is
@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 
 from compal.align.scorer import Dims, build_head
@@ -126,6 +127,19 @@ def costs(
     return {"backbone": backbone, "images": len(images), "cropped": cropped, "crops": crops, "cpu_ms": found}
 
 
+def images_of(model: str, folder: Path) -> str:
+    """A backbone with the image tower of an open_clip model and random weights. Its text tower is CLIP's, whose
+    tokenizer needs no download: only images are encoded here."""
+    vision, texts = open_clip.get_model_config(model), open_clip.get_model_config("ViT-B-32")
+    config = {"embed_dim": vision["embed_dim"], "vision_cfg": vision["vision_cfg"], "text_cfg": texts["text_cfg"]}
+    # open_clip would choose a tokenizer by the model's name.
+    (folder / "images-alone.json").write_text(
+        json.dumps({**config, "custom_text": True, "quick_gelu": vision.get("quick_gelu", False)})
+    )
+    open_clip.add_model_config(folder)
+    return "open_clip:images-alone"
+
+
 def _spent(level: str, images: Sequence[Item], folder: Path, config: ExtractConfig, encoder: Any, name: str) -> float:
     """CPU seconds of an image. Crops of one image outweigh what a call costs; of others a short call is taken off."""
     spec = resolve(name, level.partition(",")[0])
@@ -204,7 +218,7 @@ def main() -> None:
     parser.add_argument("--quads", type=int, default=300, help="quadruplets, a multiple of 5")
     parser.add_argument("--full", action="store_true", help="all 2,500")
     parser.add_argument("--levels", nargs="+", default=[], metavar="LEVEL", help="levels of rung regions")
-    parser.add_argument("--cost", metavar="BACKBONE", help="the costs of a tower alone; weights may be random")
+    parser.add_argument("--cost", metavar="MODEL", help="only the costs, of an open_clip model with random weights")
     parser.add_argument("--images", type=int, default=256, help="whose states are cached for the costs")
     parser.add_argument("--cropped", type=int, default=8, help="of them are cropped in a repetition")
     parser.add_argument("--crops", default=CROPS, help="level of crops to measure the costs on, scaled to 239")
@@ -218,9 +232,10 @@ def main() -> None:
     images = list({item.key: item for item in items if item.kind == "image"}.values())[: args.images]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        spent = costs(args.cost or "shapes-vit", images, Path(folder), args.repeat, args.cropped, args.crops)
+        backbone = images_of(args.cost, Path(folder)) if args.cost else "shapes-vit"
+        spent = costs(backbone, images, Path(folder), args.repeat, args.cropped, args.crops)
         if not args.json:
-            print(f"{spent['backbone']}, {len(images)} images\n\n{cost_table(spent)}\n", flush=True)
+            print(f"{args.cost or backbone}, {len(images)} images\n\n{cost_table(spent)}\n", flush=True)
         for level in () if args.cost else ("tokens", *(args.levels or LEVELS)):
             rows.append(measure(level, items, groups, Path(folder) / "stores"))
             if not args.json:
