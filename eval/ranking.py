@@ -31,17 +31,25 @@ Floats = NDArray[np.float64]
 def ranking(rows: pa.Table, seed: int = 0, rule: str = ties.STRICT) -> dict[str, dict[str, Any]]:
     """By direction, of saved rows of retrieval: `map` (an `Estimate` in percent, interval over images), `median_rank`,
     `bound` (percent of queries with a right answer among the candidates; None where all are) and `n` queries."""
+    cluster = np.asarray(rows["image"].combine_chunks().dictionary_encode().indices, np.int64)
+    ways = np.array(rows["direction"].to_pylist())
+    masks = {way: ways == way for way in dict.fromkeys(ways.tolist())}
+    parts = {way: rows.filter(pa.array(mask)).combine_chunks() for way, mask in masks.items()}
+    precision = {way: average_precision(part, rule) for way, part in parts.items()}
+    groups = int(cluster.max(initial=-1)) + 1
+    # One set of draws for both directions: drawing is what costs.
+    sums = [np.bincount(cluster[masks[way]], precision[way], groups) for way in parts]
+    counts = [np.bincount(cluster[masks[way]], minlength=groups) for way in parts]
+    drawn = intervals.bootstrap(np.stack(sums, axis=1), np.stack(counts, axis=1), seed) if groups > 1 else None
     found = {}
-    for way in dict.fromkeys(rows["direction"].to_pylist()):
-        part = rows.filter(pc.equal(rows["direction"], way)).combine_chunks()
-        precision = average_precision(part, rule)
-        cluster = np.asarray(part["image"].combine_chunks().dictionary_encode().indices, np.int64)
-        bounds = intervals.interval(precision, cluster, seed) or (None, None)
-        bound = 100.0 * float(_any(part).mean()) if "found" in part.column_names else None
+    for number, (way, part) in enumerate(parts.items()):
+        value = float(precision[way].mean())
+        known = int(np.count_nonzero(counts[number]))
+        bounds = (intervals.bounds(drawn[:, number], value, known) if drawn is not None else None) or (None, None)
         found[way] = {
-            "map": Estimate(100.0 * float(precision.mean()), *bounds),
+            "map": Estimate(100.0 * value, *bounds),
             "median_rank": float(np.median(_first(part))),
-            "bound": bound,
+            "bound": 100.0 * float(_any(part).mean()) if "found" in part.column_names else None,
             "n": len(part),
         }
     return found

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnknownName
-from . import ranking, ties
+from . import ranking, ties, within
 from .compare import Comparison
 from .doubts import doubts, ties_told
 from .results import Estimate, ResultRow, Summary, with_chance
@@ -50,7 +50,7 @@ def render(rows: Iterable[ResultRow], fmt: str = "table", by_category: bool = Fa
     if fmt == "csv":
         return _csv(kept)
     if fmt == "json":
-        told = [row.to_json() | {"source": source_of(row)} | ranking.plain(row) for row in kept]
+        told = [row.to_json() | {"source": source_of(row)} | ranking.plain(row) | within.plain(row) for row in kept]
         return json.dumps({"results": told}, indent=1, ensure_ascii=False) + "\n"
     return written(sheets(kept, by_category), fmt)
 
@@ -75,7 +75,7 @@ def sheets(rows: Sequence[ResultRow], by_category: bool = False) -> list[Sheet]:
         title = _title(members[0])
         if not by_category:
             found.append(_overall(title, members))
-            found += [ranks] if (ranks := ranking.sheet(title, members)) else []
+            found += [one for make in (ranking.sheet, within.sheet) if (one := make(title, members))]
             continue
         told = [row.overall for row in members] + [part for row in members for part in row.by_category.values()]
         metrics = dict.fromkeys(name for summary in told for name in summary.metrics if " (" not in name)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from .. import registry
 from ..config import fingerprint
 from ..errors import MissingFeatures
-from . import audit, outcomes, provenance, references, results, retrieval, scoring
+from . import audit, outcomes, provenance, references, results, retrieval, scoring, within
 from .results import ResultRow
 from .sources import Group, Sources, check
 
@@ -70,6 +70,7 @@ def evaluate(
         retrieval.check(name, metric, options.rerank.index)
     sources.check_choices(name, module.INFO)
     groups = available(check(list(module.groups(sources)), metric), store, sources, name)
+    beside = within.figures(module, store, sources) if "cosine" in options.references else {}
     given.excluded.update(sources.excluded)
     given.notes.update(sources.notes)
     captions = list(dict.fromkeys(key for group in groups for key in group.captions))
@@ -82,7 +83,7 @@ def evaluate(
         for label, (_, scorer) in rows.items()
     }
     twins = audit.twins(groups, store, metric)
-    shared = provenance.shared(name, module, sources, store, groups, seed, options.command)
+    shared = provenance.shared(name, module, sources, store, groups, seed, options.command) | beside
     shared["twins"] = audit.told(groups, twins, store)
     saved = []
     for order, (label, (role, scorer)) in enumerate(rows.items()):

@@ -1,8 +1,8 @@
 """Crisscrossed Captions (CxC): COCO retrieval where captions of other photographs count too if people say they fit.
 
 The photographs and captions of Karpathy's test split (or val), each right for its own captions and for those that CxC
-rates with it at 3 or more of 5 (sits_test.csv). `eval/crisscrossed.py` has what needs no pairs of image and caption:
-captions among captions, images among images, and the rank correlations with the ratings.
+rates with it at 3 or more of 5 (sits_test.csv). `within` is what needs no pairs of image and caption, a second table:
+captions among captions, images among images, and the rank correlations with the ratings (sts_test.csv, sis_test.csv).
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from ...stores.items import Item
 from ..sources import Group, Sources
 from . import _retrieval, coco_retrieval
 from ._files import Images, keyed, keyed_items, read_text
+
+if TYPE_CHECKING:
+    from ...stores.store import Store
 
 POSITIVE = 3.0
 
@@ -31,7 +35,7 @@ INFO = {
     "licence": "ratings: free use with acknowledgement of Google LLC; captions CC BY 4.0; images: Flickr terms",
     "url": "https://github.com/google-research-datasets/Crisscrossed-Captions",
     "files": "Put data/sits_test.csv of github.com/google-research-datasets/Crisscrossed-Captions in ROOT, beside "
-    "dataset_coco.json and val2014 as for coco-retrieval.",
+    "dataset_coco.json and val2014 as for coco-retrieval; sts_test.csv and sis_test.csv for figures within a side.",
     "splits": ("test", "val"),
     "size": 1,
     "revision": "google-research-datasets/Crisscrossed-Captions 7d6634be173a",
@@ -46,11 +50,9 @@ LAYOUT = _retrieval.Layout("cxc", "CxC", str(INFO["files"]), NAMES, coco_retriev
 def ratings(root: Path, kind: str, split: str) -> list[tuple[str, str, float]]:
     """What `kind` (sits, sts or sis) of a split rates: two names and the mean rating, 0 to 5. A caption is named by its
     number in COCO, an image by its file. Raises `InputError` naming file and row."""
-    folder = root.parent if root.is_file() else root
-    name = f"{kind}_{split}.csv"
-    path = next((folder / b / name for b in (".", "data", "cxc") if (folder / b / name).is_file()), None)
+    path = _file(root, kind, split)
     if path is None:
-        raise InputError(f"CxC: {folder} lacks {name}", str(INFO["files"]))
+        raise InputError(f"CxC: {root} lacks {kind}_{split}.csv", str(INFO["files"]))
     rows = csv.reader(io.StringIO(read_text(path), newline=""))
     header = next(rows, [])
     if len(header) < 3 or header[2] != "agg_score":
@@ -67,6 +69,12 @@ def ratings(root: Path, kind: str, split: str) -> list[tuple[str, str, float]]:
     return found
 
 
+def _file(root: Path, kind: str, split: str) -> Path | None:
+    folder = root.parent if root.is_file() else root
+    name = f"{kind}_{split}.csv"
+    return next((folder / b / name for b in (".", "data", "cxc") if (folder / b / name).is_file()), None)
+
+
 def _name(told: str) -> str:
     """`COCO_val2014:sentid:732091` → `732091`; the name of an image stays."""
     return told.rpartition(":")[2]
@@ -81,6 +89,20 @@ def _named(sources: Sources) -> tuple[Group, Images]:
             if score >= POSITIVE:
                 more.setdefault(image, set()).add(caption)
     return _retrieval.named(LAYOUT, sources, more)
+
+
+def within(store: Store, sources: Sources) -> dict[str, float | int | None]:
+    """`crisscrossed.judge`; {} and a note where its files are not there or photographs are left out. Raises as it
+    does."""
+    from .. import crisscrossed  # which reads this file
+
+    root, split = sources.folder("cxc", str(INFO["files"])), sources.split or "test"
+    lacking = [f"{kind}_{split}.csv" for kind in ("sts", "sis") if _file(root, kind, split) is None]
+    if lacking or sources.excluded:
+        why = f"{' and '.join(lacking)} lack" if lacking else "photographs are left out"
+        sources.notes[f"no figures within a side: {why}"] = None
+        return {}
+    return crisscrossed.judge(store, sources)
 
 
 def items(sources: Sources) -> Iterator[Item]:
