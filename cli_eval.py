@@ -138,7 +138,7 @@ def report(
     rows = _chosen(find_workspace(work), what or (), ties, compare)
     fmt = "json" if as_json else format_
     if against:
-        explain(rows, against, model, fmt)
+        explain([row for row in rows if row.label in (what or ())] or rows, against, model, fmt)
         return
     if compare:
         print(reporting.compared(comparing.compare(rows, compare, metric, seed), fmt), end="")
@@ -155,15 +155,17 @@ def _chosen(workspace: Workspace, what: Sequence[str], rule: str, compare: str) 
     check(rule)
     folders = [Path(name) for name in what if Path(name).exists()]
     labels = {name for name in what if not Path(name).exists()}
-    # What looks like a path and is none is no label either.
-    absent = next((name for name in labels if "/" in name), None)
-    if absent:
-        folders.append(Path(absent))
-    found = [row for folder in folders or [workspace.path / "scores"] for row in load_results(folder, rule=rule)]
+    here = workspace.path / "scores"
+    # A label may hold a slash ("CLIP B/32"); what is no label and looks like a path is told as one.
+    paths = sorted(name for name in labels if "/" in name)
+    if paths and not folders and not here.is_dir():
+        folders.append(Path(paths[0]))
+    found = [row for folder in folders or [here] for row in load_results(folder, rule=rule)]
     known = {row.label for row in found}
-    for label in sorted(labels):
-        if label not in known:
-            raise UnknownName.among("row or folder of scores", label, known)
+    for label in sorted(labels - known):
+        if label in paths:
+            load_results(Path(label))
+        raise UnknownName.among("row or folder of scores", label, known)
     if not labels:
         return found
     tables = {row.table for row in found if row.label in labels}

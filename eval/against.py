@@ -282,8 +282,8 @@ def _sheet(part: Sequence[Explained]) -> Sheet:
     body = tuple(
         (
             Cell(one.number), Cell(f"{one.published:.2f}"), Cell(f"{one.ours:.2f}"),
-            Cell(f"{one.published - one.ours:+.2f}"), Cell(f"{one.theirs:.2f}"), Cell(f"{one.left:+.2f}"),
-            Cell(f"{one.items:+.1f} of {one.n:,}"), Cell(_steps(one) or UNDEFINED),
+            Cell(_points(one.published - one.ours)), Cell(f"{one.theirs:.2f}"), Cell(_points(one.left)),
+            Cell(f"{_points(one.items, 1)} of {one.n:,}"), Cell(_steps(one) or UNDEFINED),
         )
         for one in part
     )  # fmt: skip
@@ -302,10 +302,15 @@ def _sheet(part: Sequence[Explained]) -> Sheet:
     return Sheet(f"{split}: {first.label} against {first.peer} ({first.model})", HEADER, body, tuple(notes), 1, sources)
 
 
+def _points(value: float, digits: int = 2) -> str:
+    """With its sign; what rounds to nothing has none below zero."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
 def _steps(one: Explained) -> str:
     before, told = one.ours, []
     for step in one.steps:
-        told.append(f"{step.cause} {step.change} {step.value - before:+.2f}")
+        told.append(f"{step.cause} {step.change} {_points(step.value - before)}")
         before = step.value
     return "; ".join(told)
 

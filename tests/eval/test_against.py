@@ -316,6 +316,8 @@ def test_tables_and_the_command(scored, tmp_path, monkeypatch):
     saved = str(tmp_path / "scores")
     code, out, _ = run("report", saved, "--against", peer, "--model", MODEL, "--format", "md")
     assert (code, out) == (0, text)
+    out = run("report", saved, "coarse", "--against", peer, "--model", MODEL, "--json")[1]
+    assert {one["label"] for one in json.loads(out)["against"]} == {"coarse"}
     assert run("report", saved, "--against", "mteb")[0] == 1
     assert run("report", saved, "--model", MODEL)[0] == 2
     assert run("report", saved, "--against", peer, "--ties", "win")[0] == 2

@@ -109,7 +109,9 @@ def test_an_answer_to_no_item_of_ours_is_left_out_and_told(bivlc_rows, scored, t
     more = told[0] | {"caption": "A bird.", "negative_caption": "A fish."}
     row = of(imports.import_results(write(tmp_path / "six.csv", [more, *told]), "lab", scored), "lab")
     assert values(row) == pytest.approx(by_hand(told))
-    assert "lab: 1 of 6 answers are of no item here (six.csv row 0)" in row.meta["notes"]
+    told = "lab: 1 of 6 answers are of no item here (six.csv row 0)"
+    assert told in row.meta["notes"]
+    assert f"Note: {told}." in report.render(load_results(scored), "md")
 
 
 def test_without_captions_the_place_within_a_category_is_taken_and_told(bivlc_rows, scored, tmp_path):
@@ -261,4 +263,8 @@ def test_the_command_prints_the_table_and_writes_the_row(bivlc_rows, tmp_path, m
     assert [row["label"] for row in json.loads(out)["results"]] == ["chance", "lab"]
     assert run("import", file, "--as", "lab")[1] == run("report", tmp_path / "work" / "scores")[1]
     assert run("import", tmp_path / "no.csv", "--as", "lab")[0] == 1
+    assert run("import", file, "--as", "CLIP B/32")[0] == 0
+    code, out, _ = run("report", "CLIP B/32", "--json")
+    assert [row["label"] for row in json.loads(out)["results"]] == ["chance", "CLIP B/32"]
+    assert run("report", "no/folder")[2] == "no scores in no/folder. Make some: compal eval BENCHMARK"
     assert run("import", file)[0] == 2
