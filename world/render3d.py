@@ -48,8 +48,8 @@ def kept(scene: Scene3D, folder: Path) -> npt.NDArray[np.uint8]:
 
 def render(scene: Scene3D, side: int = SIDE, samples: int = SAMPLES) -> npt.NDArray[np.uint8]:
     """The scene as (side, side, 3) uint8 sRGB. Raises `InputError` if Mitsuba is not installed."""
-    mi = _mitsuba()
-    with _lock:
+    with _lock:  # around the import too: a second thread would be given the module half made
+        mi = _mitsuba()
         mi.set_variant("scalar_rgb")
         loaded = load(description(scene, side, samples))
         light = np.array(mi.render(loaded, seed=0), np.float64)[..., :3]

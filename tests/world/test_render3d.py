@@ -57,6 +57,23 @@ def test_two_processes_render_the_same_bytes_with_any_number_of_threads():
     assert len(found.pop()) == 64
 
 
+THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+from compal.world.render3d import render
+from compal.world.splits3d import quad
+scenes = [scene for number in range(4) for scene in quad("plain", number).scenes]
+with ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(lambda scene: render(scene, 40, 4), scenes))
+assert all((one == render(scene, 40, 4)).all() for one, scene in zip(found, scenes))
+"""
+
+
+@needs_mitsuba
+def test_threads_that_decode_may_all_begin_at_once():
+    """Also before Mitsuba is imported."""
+    subprocess.run([sys.executable, "-c", THREADS], check=True)
+
+
 @needs_mitsuba
 @pytest.mark.parametrize(("split", "number"), GOLDEN_SCENES)
 def test_pictures_are_those_that_are_kept_with_the_tests(split, number):
