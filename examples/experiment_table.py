@@ -27,7 +27,7 @@ from compal.align.recipe import load_recipe
 from compal.align.scorer import tunes_towers
 from compal.eval import compare, results
 from compal.eval.results import ResultRow
-from compal.eval.score import commit
+from compal.eval.provenance import commit
 from compal.eval.sources import Sources
 from compal.stores.store import Store
 from compal.workspace import Workspace
