@@ -31,11 +31,11 @@ def evaluate(
     allow_missing: options.AllowMissing = False,
     extract_: options.ExtractFirst = False,
     list_: options.Present = False,
-    against: Against = "",
-    model: PeersModel = "",
     rerank: options.ReRank = "",
     candidates: options.CandidatesOf = "cosine",
     index: options.SearchIndex = "flat",
+    against: Against = "",
+    model: PeersModel = "",
     by_category: options.ByCategory = False,
     format_: options.Format = "table",
     seed: options.Seed = 0,
@@ -52,9 +52,9 @@ def evaluate(
 
     Example: compal eval sugarcrepe --backbone clip --root sugarcrepe --images val2017 --extract
 
-    Example: compal eval coco-retrieval --backbone clip --root coco --head maxsim --rerank 100
-
     Example: compal eval imagenet --backbone clip --root imagenet --against openclip
+
+    Example: compal eval coco-retrieval --backbone clip --root coco --head maxsim --rerank 100
 
     Example: compal eval --list
     """

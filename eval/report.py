@@ -110,8 +110,8 @@ def _notes(rows: Sequence[ResultRow]) -> tuple[str, ...]:
     if rule not in (ties.STRICT, rows[0].rule) and any(row.overall.ties for row in rows):
         notes.append(f"The official script counts ties otherwise: --ties {rule}.")
     notes += [f"Doubt: {doubt}." for row in rows for doubt in doubts(row)]
-    told = dict.fromkeys(note for row in rows for note in row.meta.get("notes", []))
-    return (*notes, *(f"Note: {note}." for note in told))
+    own = dict.fromkeys(note for row in rows for note in row.meta.get("notes", []))
+    return (*notes, *(f"Note: {note}." for note in own))
 
 
 def source_of(row: ResultRow) -> dict[str, Any]:
