@@ -140,7 +140,7 @@ def reranked(
     search_s, counts = {"i2t": 0.0, "t2i": 0.0}, {"i2t": 0, "t2i": 0}
     pairs, pairs_s = 0, 0.0
     for group in groups:
-        sides = _sides(group)
+        sides = sides_of(group)
         for side in sides:
             started = time.perf_counter()
             side.search(vectors, plan, int(how.get("seed", 0)))
@@ -185,7 +185,7 @@ def told(label: str, facts: dict[str, Any]) -> str:
 
 
 @dataclass
-class _Side:
+class Side:
     """One direction of a group.
 
     query, right  (N,) each: a query and a place that is right for it, ordered by query
@@ -242,14 +242,27 @@ class _Side:
         wrong = (near >= 0) & ~self.is_right(0, near)
         own, above, equal, inside = self._ranked(near, scores, wrong)
         best = np.where(wrong, scores, -np.inf)
-        top = best.argmax(axis=1) if best.shape[1] else np.zeros(len(best), np.int64)
-        rival = np.take_along_axis(near, top[:, None], axis=1)[:, 0]
-        none = ~wrong.any(axis=1)
-        keys, offsets = pa.array(self.gallery, pa.string()), np.append(self.starts, len(self.right))
+        rival = np.take_along_axis(near, best.argmax(axis=1)[:, None], axis=1)[:, 0]
+        rival[~wrong.any(axis=1)] = -1
+        return self.rows(group, own, above, equal, (rival, best.max(axis=1))).append_column(
+            "found", pa.LargeListArray.from_arrays(pa.array(self.offsets, pa.int64()), pa.array(inside))
+        )
+
+    @property
+    def offsets(self) -> Ints:
+        """Where the right answers of each query begin, and the end."""
+        return np.append(self.starts, len(self.right))
+
+    def rows(
+        self, group: Group, own: Floats, above: NDArray[Any], equal: NDArray[Any], rival: tuple[Ints, Floats]
+    ) -> pa.Table:
+        """The columns of `outcomes.ranked`, of every right answer its score and the wrong places above it and equal to
+        it, of every query the best wrong place (-1: none) and its score."""
+        keys, offsets = pa.array(self.gallery, pa.string()), pa.array(self.offsets, pa.int64())
         owners = self.asked if self.way == "i2t" else self.right[self.starts]
 
         def listed(values: Any, kind: Any) -> Any:
-            return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values, kind))
+            return pa.LargeListArray.from_arrays(offsets, pa.array(values, kind))
 
         def same(text: str) -> Any:
             return pa.array([text] * len(self.asked), pa.string()).dictionary_encode()
@@ -261,13 +274,12 @@ class _Side:
                 "direction": same(self.way),
                 "query": pa.array(self.queries, pa.string()).take(pa.array(self.asked)),
                 "image": pa.array(group.images, pa.string()).take(pa.array(owners)),
-                "right": pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), keys.take(pa.array(self.right))),
+                "right": pa.LargeListArray.from_arrays(offsets, keys.take(pa.array(self.right))),
                 "right_scores": listed(own, pa.float32()),
                 "above": listed(above, pa.int32()),
                 "equal": listed(equal, pa.int32()),
-                "found": listed(inside, pa.bool_()),
-                "rival": keys.take(pa.array(rival, mask=none)),
-                "rival_score": pa.array(best.max(axis=1, initial=-np.inf), pa.float32(), mask=none),
+                "rival": keys.take(pa.array(rival[0], mask=rival[0] < 0)),
+                "rival_score": pa.array(rival[1], pa.float32(), mask=rival[0] < 0),
             }
         )
 
@@ -291,7 +303,8 @@ class _Side:
         return own, above, equal, inside
 
 
-def _sides(group: Group) -> tuple[_Side, _Side]:
+def sides_of(group: Group) -> tuple[Side, Side]:
+    """Both directions of a group."""
     if isinstance(group.truth, Matches):
         image = np.repeat(np.arange(len(group.images)), [len(row) for row in group.truth.rows]).astype(np.int64)
         caption = np.array([place for row in group.truth.rows for place in row], np.int64)
@@ -300,8 +313,8 @@ def _sides(group: Group) -> tuple[_Side, _Side]:
         image, caption = np.nonzero(group.right())
     turned = np.lexsort((image, caption))
     return (
-        _Side("i2t", group.images, group.captions, image, caption),
-        _Side("t2i", group.captions, group.images, caption[turned], image[turned]),
+        Side("i2t", group.images, group.captions, image, caption),
+        Side("t2i", group.captions, group.images, caption[turned], image[turned]),
     )
 
 
@@ -309,7 +322,7 @@ def _sides(group: Group) -> tuple[_Side, _Side]:
 
 
 def _score(
-    group: Group, sides: Sequence[_Side], judge: Judge, label: str, progress: Callable[[str, int, int], None] | None
+    group: Group, sides: Sequence[Side], judge: Judge, label: str, progress: Callable[[str, int, int], None] | None
 ) -> int:
     """Score the candidates of both directions, a pair that both ask for once; how many there were."""
     numbers = [side.pairs(len(group.captions)) for side in sides]

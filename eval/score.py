@@ -14,7 +14,7 @@ import pyarrow as pa
 from .. import registry
 from ..config import fingerprint
 from ..errors import MissingFeatures
-from . import audit, outcomes, provenance, references, results, retrieval, scoring, within
+from . import audit, outcomes, provenance, references, results, retrieval, scoring, streamed, within
 from .results import ResultRow
 from .sources import Group, Sources, check
 
@@ -113,7 +113,10 @@ def _scored(
     if metric in outcomes.MATRICES:
         parts = []
         for done, group in enumerate(groups, 1):
-            parts.append(outcomes.ranked(group, scoring.matrix(group, judge, label), metric))
+            if metric == "recall" and streamed.fits(group, judge):
+                parts.append(streamed.ranked(group, judge))
+            else:
+                parts.append(outcomes.ranked(group, scoring.matrix(group, judge, label), metric))
             tick(done)
         return pa.concat_tables(parts)
     values = scoring.score_groups(groups, judge, label, tick)
