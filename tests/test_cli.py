@@ -54,6 +54,26 @@ def test_an_unknown_name_is_guessed(work, arguments, said):
     assert out == ""
 
 
+RERANK = [
+    (["shapes", "--rerank", "5", "--head", "maxsim"], "benchmark 'shapes' asks for quads. Leave it out"),
+    (["shapes-retrieval", "--rerank", "x", "--head", "maxsim"], "--rerank x is no number of candidates"),
+    (["shapes-retrieval", "--rerank", "5"], "--rerank has nothing to score candidates with"),
+    (["shapes-retrieval", "--rerank", "5", "--head", "maxsim", "--index", "tree"], "no index 'tree'"),
+    (["shapes-retrieval", "--head", "maxsim", "--index", "ivf"], "--candidates and --index are of --rerank"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), RERANK, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_what_cannot_be_reranked_is_one_line_before_anything_is_read(work, arguments, said):
+    code, out, error = run("eval", *arguments, "--backbone", "random")
+    assert code == (1 if said.startswith("no index") else 2), "an unknown name, or wrong usage"
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert out == ""
+
+
 def test_what_to_create_is_named(work):
     assert "create pipeline/backbones/vot.py defining spec, load" in run("extract", "--backbone", "vot")[2]
 
