@@ -135,13 +135,14 @@ def _credits(row: ResultRow, metric: str) -> tuple[Floats, NDArray[np.int64]]:
             if metric == "mean_per_class":
                 cure = "Compare top1, whose items are images."
                 raise UsageError("a mean over classes is no mean of items, so two of them are not paired", cure)
-            order = np.arange(len(part.credit[metric])) if not part.counted else _order(rows, meta, metric)
+            by_name = part.counted and not (meta["metric"] in MATRICES and "query" not in rows.column_names)
+            order = _order(rows, meta, metric) if by_name else np.arange(len(part.credit[metric]))
             return part.credit[metric][order], _numbered(part.cluster[order])
     raise UnknownName.among(f"metric of {row.benchmark}", metric, row.overall.metrics)
 
 
 def _order(rows: pa.Table, meta: dict[str, Any], metric: str) -> NDArray[np.int64]:
-    if meta["metric"] not in MATRICES or "query" not in rows.column_names:
+    if meta["metric"] not in MATRICES:
         return np.argsort(np.array(rows["id"].to_pylist()), kind="stable")
     ways = np.array(rows["direction"].to_pylist())
     mine = ways == (metric.partition("_")[0] if meta["metric"] == "recall" else "i2t")

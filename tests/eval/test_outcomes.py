@@ -14,7 +14,7 @@ import pytest
 
 from compal.align.scorer import Dims, build_head
 from compal.errors import InputError
-from compal.eval import audit, chance, intervals, metrics, outcomes, results, scoring
+from compal.eval import audit, chance, compare, intervals, metrics, outcomes, results, scoring
 from compal.eval.references import cosine, random_scores, text_only
 from compal.eval.sources import Group, Matches, Sources, check
 from compal.eval.summary import summarise
@@ -298,3 +298,7 @@ def test_matrices_that_format_1_kept_give_the_same_figures(tmp_path):
     now = summarise(outcomes.table([group], scores.ravel(), "recall"), meta("recall"))
     assert results.row_of(folder).overall == now[0]
     assert pq.read_table(folder / "rows.parquet").num_rows == 1
+    twin = dataclasses.replace(results.row_of(folder), label="y")
+    paired = compare.compare([results.row_of(folder), twin], "x", "i2t_r@1")[0]
+    assert paired.n == truth.any(axis=1).sum()
+    assert paired.values[0] == pytest.approx(now[0].metrics["i2t_r@1"].value)
