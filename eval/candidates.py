@@ -23,6 +23,7 @@ Ints = NDArray[np.int64]
 INDICES = ("flat", "ivf", "hnsw")
 PART = 8192  # vectors of a gallery at a time: 16 MB of width 512
 BLOCK = 512  # queries whose products with a part are held: 16 MB
+ON_GPU = 4 << 30  # bytes of a gallery that faiss takes on a GPU whole; a larger one is read part by part
 PAIRS = 1 << 14  # pairs scored row by row at a time: 32 MB of width 512 a side
 
 
@@ -63,7 +64,7 @@ def nearest(
     n = min(k, gallery.count)
     if not n or not len(asked):
         return np.full((len(asked), n), -1, np.int32), np.full((len(asked), n), -np.inf, np.float32)
-    if index == "flat" and not _on_gpu(n):
+    if index == "flat" and not _on_gpu(n, gallery.count * asked.shape[1] * asked.itemsize):
         return _running(asked, gallery, n)
     return _indexed(asked, gallery, n, index, seed)
 
@@ -130,10 +131,11 @@ def _merge(rows: NDArray[np.int32], scores: Floats, found: tuple[Ints, Ints], st
     scores[query[kept], place[kept]] = value[kept]
 
 
-def _on_gpu(n: int) -> bool:
+def _on_gpu(n: int, size: int) -> bool:
+    """Whether faiss has a GPU that takes so many neighbours in a gallery of so many bytes."""
     from ..align.neighbours import GPU_NEIGHBOURS, MARGIN, gpus
 
-    return n + MARGIN <= GPU_NEIGHBOURS and gpus() > 0
+    return n + MARGIN <= GPU_NEIGHBOURS and size <= ON_GPU and gpus() > 0
 
 
 def _indexed(queries: Floats, gallery: Gallery, n: int, index: str, seed: int) -> tuple[NDArray[np.int32], Floats]:

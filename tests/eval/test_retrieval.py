@@ -92,6 +92,16 @@ def test_what_an_index_finds_is_scored_as_flat_is_and_nearly_all(index, least):
     np.testing.assert_array_equal(again[0], rows)
 
 
+def test_flat_through_faiss_as_with_a_gpu_is_flat(monkeypatch):
+    pytest.importorskip("faiss")
+    queries, gallery = drawn(60, 32), drawn(500, 32, seed=1)
+    rows, products = nearest(queries, Gallery.of(gallery), 20)
+    monkeypatch.setattr(candidates, "_on_gpu", lambda n, size: True)
+    again = nearest(queries, Gallery.of(gallery, 64), 20)
+    np.testing.assert_array_equal(again[0], rows)
+    np.testing.assert_array_equal(again[1], products)
+
+
 def test_candidates_need_finite_vectors_a_known_index_and_faiss(monkeypatch):
     bad = drawn(20)
     bad[3, 0] = np.nan
