@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from .results import ResultRow
 from .sources import headline
 
@@ -9,9 +12,33 @@ SHARE = 0.01
 """Items that tie or look the same are named as a cause from this share on."""
 
 
-def doubts(row: ResultRow) -> list[str]:
-    """A sentence for each headline of a row that lies below chance beyond its interval; [] for chance and random,
-    which are chance, and for ties of the text-only row where telling images apart is asked, which it cannot do."""
+@dataclass(frozen=True)
+class Doubt:
+    """A headline of a row that lies below chance beyond its interval."""
+
+    who: str
+    metric: str
+    value: float
+    chance: float
+    cause: str
+
+
+def told(rows: Iterable[ResultRow]) -> list[str]:
+    """A sentence for all rows that are doubted for the same reason."""
+    found: dict[tuple[str, float, str], list[Doubt]] = {}
+    for doubt in (doubt for row in rows for doubt in doubts(row)):
+        found.setdefault((doubt.metric, doubt.chance, doubt.cause), []).append(doubt)
+    return [
+        f"{', '.join(f'{doubt.who}: {metric} {doubt.value:.1f}' for doubt in same)} "
+        f"{'lie' if len(same) > 1 else 'lies'} below chance ({level:.1f}) beyond "
+        f"{'their intervals' if len(same) > 1 else 'its interval'}: {cause}"
+        for (metric, level, cause), same in found.items()
+    ]
+
+
+def doubts(row: ResultRow) -> list[Doubt]:
+    """What is doubted of a row; [] for chance and random, which are chance, and for ties of the text-only row where
+    telling images apart is asked, which it cannot do."""
     if row.role == "chance" or (row.role, row.label) == ("reference", "random"):
         return []
     chance = row.meta.get("chance", {})
@@ -22,8 +49,8 @@ def doubts(row: ResultRow) -> list[str]:
             continue
         if estimate.high >= level or (row.label == "text-only" and _blind(row, metric)):
             continue
-        where = f"{row.label}: {metric} {estimate.value:.1f} lies below chance ({level:.1f}) beyond its interval"
-        found.append(f"{where}: {_cause(row, metric, estimate.high, level)}")
+        who = f"{row.label} ({row.backbone})" if row.backbone else row.label
+        found.append(Doubt(who, metric, estimate.value, level, _cause(row, metric, estimate.high, level)))
     return found
 
 
@@ -43,6 +70,11 @@ def _cause(row: ResultRow, metric: str, high: float, level: float) -> str:
     if tied >= max(1, SHARE * n):
         rest = f"; with ties broken by tossing {half:.1f}" if half is not None else ""
         return f"{tied:,} of {n:,} items are ties, which are misses{rest}: a scorer that saturates or ignores a side"
+    if row.meta.get("metric") == "quads":
+        return (
+            "one caption is preferred for both images, or one image for both captions, as where what tells them apart "
+            "is not seen; all comparisons wrong would be swapped captions"
+        )
     if row.overall.metrics[metric].value is not None and high < level / 2:
         return "wrong answers are preferred: right and wrong captions swapped, or a distance given for a similarity"
     if row.label == "text-only":

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnknownName
-from . import ranking, ties, within
+from . import doubts, ranking, ties, within
 from .compare import Comparison
-from .doubts import doubts, ties_told
+from .doubts import ties_told
 from .results import Estimate, ResultRow, Summary, with_chance
 from .sheets import UNDEFINED, Cell, Sheet, figure, rich_table, written
 
@@ -109,7 +109,7 @@ def _notes(rows: Sequence[ResultRow]) -> tuple[str, ...]:
     rule = meta.get("tie_rule", ties.STRICT)
     if rule not in (ties.STRICT, rows[0].rule) and any(row.overall.ties for row in rows):
         notes.append(f"The official script counts ties otherwise: --ties {rule}.")
-    notes += [f"Doubt: {doubt}." for row in rows for doubt in doubts(row)]
+    notes += [f"Doubt: {doubt}." for doubt in doubts.told(rows)]
     own = dict.fromkeys(note for row in rows for note in row.meta.get("notes", []))
     return (*notes, *(f"Note: {note}." for note in own))
 

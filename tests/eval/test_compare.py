@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -13,7 +14,7 @@ from scipy.stats import binomtest
 
 from compal.errors import InputError, UnknownName, UsageError
 from compal.eval import compare, outcomes, report, results, seeds
-from compal.eval.doubts import doubts, ties_told
+from compal.eval.doubts import doubts, ties_told, told
 from compal.eval.results import load_results
 from compal.eval.sources import Group
 
@@ -183,14 +184,32 @@ def loaded(tmp_path, hits, label="model", **more):
 
 def test_below_chance_is_said_with_its_cause(tmp_path):
     swapped = loaded(tmp_path / "a", [0] * 55 + [1] * 5)
-    assert "right and wrong captions swapped" in doubts(swapped)[0]
+    assert "right and wrong captions swapped" in doubts(swapped)[0].cause
     tied = loaded(tmp_path / "b", [0.5] * 50 + [1] * 10)
-    assert "50 of 60 items are ties" in doubts(tied)[0]
-    assert "with ties broken by tossing 58.3" in doubts(tied)[0]
+    assert "50 of 60 items are ties" in doubts(tied)[0].cause
+    assert "with ties broken by tossing 58.3" in doubts(tied)[0].cause
     worse = loaded(tmp_path / "c", [0] * 42 + [1] * 18)
-    assert "QuickGELU" in doubts(worse)[0]
+    assert "QuickGELU" in doubts(worse)[0].cause
     assert doubts(loaded(tmp_path / "d", drawn(0.5, 5))) == []
-    assert "Doubt: model" in report.render([tied], "md")
+    assert "Doubt: model (clip): accuracy 16.7 lies below chance (50.0) beyond its interval: " in report.render(
+        [tied], "md"
+    )
+    again = dataclasses.replace(worse, label="twin")
+    assert told([worse, again])[0].startswith(
+        "model (clip): accuracy 30.0, twin (clip): accuracy 30.0 lie below chance"
+    )
+    assert len(told([worse, again, tied])) == 2
+
+
+def test_quadruplets_that_are_not_told_apart_are_no_swapped_captions(tmp_path):
+    """One caption for both images: half of all comparisons are right, and no group is."""
+    groups = [Group(str(n), (f"i{n}", f"j{n}"), (f"c{n}", f"d{n}"), ((True, False), (False, True))) for n in range(60)]
+    values = np.tile(np.array([[0.9, 0.1], [0.8, 0.2]], "f4"), (60, 1, 1)).ravel()
+    facts = FACTS | {"metric": "quads", "chance": {"group": 100 / 6}, "headline": ["group"], "label": "model"}
+    folder = results.save(
+        tmp_path / "model", outcomes.table(groups, values, "quads"), facts | {"role": "scorer", "scorer": {}}
+    )
+    assert "one caption is preferred for both images" in doubts(results.row_of(folder))[0].cause
 
 
 def test_what_a_tokenizer_makes_equal_is_the_cause_that_is_named(tmp_path):
@@ -199,7 +218,7 @@ def test_what_a_tokenizer_makes_equal_is_the_cause_that_is_named(tmp_path):
     results.save(tmp_path / "model", table, cut.meta)
     row = results.row_of(tmp_path / "model")
     assert row.overall.twins == 50
-    assert "50 are cut at its context of 16 tokens" in doubts(row)[0]
+    assert "50 are cut at its context of 16 tokens" in doubts(row)[0].cause
     assert "50 of them between candidates that the encoder cannot tell apart" in ties_told(row)
 
 
