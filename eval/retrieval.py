@@ -59,6 +59,11 @@ class Rerank:
         """Whether a run is named whose head is not there yet."""
         return self.candidates != COSINE and self.scorer is None
 
+    @property
+    def found_by(self) -> str:
+        """What finds candidates, as rows are labelled."""
+        return self.candidates if self.index == INDICES[0] else f"{self.candidates}, {self.index}"
+
     def by(self, label: str, scorer: Any, store: Store, device: str) -> Rerank:
         """The same with candidates by a run's head. Raises as `vectors`."""
         found = dataclasses.replace(self, candidates=label, scorer=scorer)
@@ -158,7 +163,7 @@ def reranked(
     }
     most = {"i2t": max(len(group.captions) for group in groups), "t2i": max(len(group.images) for group in groups)}
     return [
-        Reranked(f"{label} ({k} by {plan.candidates})", pa.concat_tables(parts[k]), _facts(plan, k, most, cost))
+        Reranked(f"{label} ({k} by {plan.found_by})", pa.concat_tables(parts[k]), _facts(plan, k, most, cost))
         for k in plan.ks
     ]
 

@@ -222,6 +222,10 @@ def test_all_candidates_are_exact_and_a_sweep_is_its_parts():
         (alone,) = retrieval.reranked([group], judge_of(scores), "head", None, Plan((k,), scorer=vectors), {})
         assert alone.rows.equals(row.rows)
         assert row.label == f"head ({k} by cosine)"
+    pytest.importorskip("faiss")
+    (row,) = retrieval.reranked([group], judge_of(scores), "head", None, Plan((3,), index="hnsw", scorer=vectors), {})
+    assert row.label == "head (3 by cosine, hnsw)"
+    assert "through hnsw, which may miss some of them, not exact" in retrieval.told(row.label, row.facts)
 
 
 def test_a_constant_finds_nothing_at_any_border():
