@@ -116,7 +116,7 @@ def render(found: Tradeoff, fmt: str) -> str:
 
 def limits_of(found: Tradeoff) -> list[str]:
     """A sentence for each `--limit` that rows were scored with."""
-    limits = {row.meta.get("limit") for row, _, _ in found.rows} - {None}
+    limits = {int(limit) for row, _, _ in found.rows if (limit := row.meta.get("limit"))}
     return [f"Limited to {limit} groups of every category: not a result to quote." for limit in sorted(limits)]
 
 

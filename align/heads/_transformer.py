@@ -21,7 +21,8 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 def _weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     """(B, heads, S, d), (B, heads, P, d) and (B, P) → attention (B, S, P), the mean over heads."""
     logits = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
-    return logits.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1).mean(1)
+    weights: Tensor = logits.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1).mean(1)
+    return weights
 
 
 class Attention(nn.Module):
@@ -134,12 +135,14 @@ class CrossBlock(nn.Module):
             return x
         mask = text_mask.expand(x.shape[:3]).flatten(0, 1)
         mixed = self.attention(self.self_norm(x.flatten(0, 1)), mask)
-        return x + self.dropout(mixed).view_as(x)
+        read: Tensor = x + self.dropout(mixed).view_as(x)
+        return read
 
     def weights(self, x: Tensor, text_mask: Tensor, memory: KeysValues, image_mask: Tensor) -> Tensor:
         """x (B, 1, L, W) → (B, L, P): what each text token takes from each image token."""
         x = self.among_themselves(x, text_mask)
-        return self.cross.weights(self.norms[1](x).flatten(1, 2), memory, image_mask)
+        found: Tensor = self.cross.weights(self.norms[1](x).flatten(1, 2), memory, image_mask)
+        return found
 
     def forward(self, x: Tensor, text_mask: Tensor, memory: KeysValues, image_mask: Tensor) -> Tensor:
         """x (1 or B, T, L, W): T texts for each of B images; text_mask (1 or B, T, L); image_mask (B, P)
