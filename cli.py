@@ -20,6 +20,7 @@ from . import (
     cli_peers,
     cli_share,
     cli_table,
+    cli_view,
     options,
     registry,
 )
@@ -138,6 +139,10 @@ app.command(rich_help_panel="The three stages")(cli_diagnose.diagnose)
 app.command(rich_help_panel="The three stages")(cli_eval.report)
 app.command("import", rich_help_panel="Data")(cli_peers.import_)
 app.command(rich_help_panel="Weights")(cli_patch.patch)
+
+
+app.command(rich_help_panel="Look")(cli_view.view)
+app.command(rich_help_panel="Look")(cli_view.plot)
 
 
 @app.command(rich_help_panel="Look")

@@ -47,7 +47,7 @@ Measure = Annotated[
 ]
 Plot = Annotated[
     Path | None,
-    typer.Option("--plot", help="Draw accuracy against cost: FILE.svg, .png or .html.", rich_help_panel="Output"),
+    typer.Option("--plot", help="Draw accuracy against cost: FILE.svg, .pdf, .png or .html.", rich_help_panel="Output"),
 ]
 Categories = Annotated[
     bool, typer.Option("--by-category", help="Categories of every metric.", rich_help_panel="Output")

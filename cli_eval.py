@@ -99,7 +99,7 @@ def _check_peer(against: str, model: str) -> None:
 
 def report(
     what: options.ScoresPath = None,
-    format_: options.Format = "table",
+    format_: options.TableFormat = "table",
     by_category: options.ByCategory = False,
     ties: options.Ties = "lose",
     compare: options.AgainstRow = "",
@@ -108,11 +108,14 @@ def report(
     metric: options.OfMetric = "",
     seeds: options.OverSeeds = False,
     drop: options.Drop = None,
+    out: options.ReportFile = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
     work: options.Work = None,
 ) -> None:
     """Make tables from saved scores; no model and no feature is touched.
+
+    --format html is all of them as one page, with charts and items: `compal view` has its options.
 
     Example: compal report --format md
 
@@ -123,6 +126,8 @@ def report(
     Example: compal report --against mteb:results/openai__clip-vit-base-patch32
 
     Example: compal report --seeds --ties half --format latex
+
+    Example: compal report --format html --out report.html
     """
     from .eval import compare as comparing
     from .eval import report as reporting
@@ -135,8 +140,18 @@ def report(
     if against and (compare or seeds or by_category or ties != "lose"):
         raise UsageError("--against takes rules and parts from the evaluator", "Give it alone, with --model.")
     _check_peer(against, model)
-    rows = _chosen(find_workspace(work), what or (), ties, compare)
     fmt = "json" if as_json else format_
+    if (fmt == "html") != (out is not None):
+        raise UsageError("--format html and --out FILE belong together", "Example: --format html --out report.html")
+    if out and (compare or against or by_category or drop):
+        raise UsageError("the page holds all rows and categories", "Leave --compare, --against and --drop out.")
+    workspace = find_workspace(work)
+    rows = chosen(workspace, what or (), ties, compare)
+    if out:
+        from .cli_view import write
+
+        write(rows, out, None)
+        return
     if against:
         explain([row for row in rows if row.label in (what or ())] or rows, against, model, fmt)
         return
@@ -146,7 +161,7 @@ def report(
     print(reporting.render(over.aggregate(rows) if seeds else rows, fmt, by_category, drop or ()), end="")
 
 
-def _chosen(workspace: Workspace, what: Sequence[str], rule: str, compare: str) -> list[ResultRow]:
+def chosen(workspace: Workspace, what: Sequence[str], rule: str, compare: str) -> list[ResultRow]:
     """The saved rows of the folders named, else the workspace's; of labels named, those, the references beside them
     and the row to compare with."""
     from .eval.results import load_results

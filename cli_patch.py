@@ -56,7 +56,7 @@ Images = Annotated[
     ),
 ]  # fmt: skip
 Plot = Annotated[
-    Path | None, typer.Option("--plot", help="Draw the curve: FILE.svg, .png or .html.", rich_help_panel="Output")
+    Path | None, typer.Option("--plot", help="Draw the curve: FILE.svg, .pdf, .png or .html.", rich_help_panel="Output")
 ]
 
 
@@ -95,9 +95,7 @@ def patch(
     if format_ not in FORMATS:
         raise UnknownName.among("format", format_, FORMATS)
     workspace = find_workspace(work)
-    asked = sweep_scores.judged(
-        benchmark or (), workspace, limit, _folders("--root", root), _folders("--images", images)
-    )
+    asked = sweep_scores.judged(benchmark or (), workspace, limit, folders("--root", root), folders("--images", images))
     if plot:
         if len(asked) < 2:
             raise UsageError("a trade-off has two axes, so --plot needs two benchmarks", "Repeat --benchmark NAME.")
@@ -116,7 +114,7 @@ def patch(
     console_patch.show_sweep(runs, scored, format_)
 
 
-def _folders(option: str, given: list[str] | None) -> dict[str, Path]:
+def folders(option: str, given: list[str] | None) -> dict[str, Path]:
     """`BENCHMARK=FOLDER` → folder by benchmark. Raises `UsageError`."""
     found = {}
     for text in given or ():

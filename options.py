@@ -87,6 +87,7 @@ Variant = Annotated[
 ExtractFirst = Annotated[bool, _option(WHAT, "Extract first what the cache lacks.", "--extract")]
 ByCategory = Annotated[bool, _option(OUTPUT, "A column per category.", "--by-category")]
 Format = Annotated[str, _option(OUTPUT, "table, md, csv, latex or json.", "--format")]
+TableFormat = Annotated[str, _option(OUTPUT, "table, md, csv, latex, json or html.", "--format")]
 Seed = Annotated[int, _option(OUTPUT, "Of the random row and the bootstrap.")]
 ScoresPath = Annotated[
     list[str] | None,
@@ -101,6 +102,7 @@ AgainstRow = Annotated[
 OfMetric = Annotated[str, _option(OUTPUT, "Metric to compare.", "--metric", show_default="each benchmark's headline")]
 OverSeeds = Annotated[bool, _option(OUTPUT, "One row for all seeds of a recipe: mean and deviation.", "--seeds")]
 Present = Annotated[bool, _option(WHAT, "List the benchmarks: what is here, and how to get the rest.", "--list")]
+ReportFile = Annotated[Path | None, _option(OUTPUT, "File of --format html.", "--out", show_default="none")]
 Drop = Annotated[list[str] | None, _option(OUTPUT, "Row to leave out; repeat for several.")]
 
 ReRank = Annotated[

@@ -78,7 +78,7 @@ def _chance(value: float, y: Any, rows: list[dict[str, Any]], across: Scale) -> 
     """A line where guessing scores, named on the side that the curve leaves free."""
     import altair as alt
 
-    spots = [_pixel(row["x"], across) for row in rows]
+    spots = [pixel(row["x"], across) for row in rows]
     left = sum(spots) > len(spots) * SIDE / 2
     base = alt.Chart(alt.InlineData(values=[{"y": value, "text": f"chance {value:.1f}"}]))
     rule = base.mark_rule(color=FAINT, strokeDash=[5, 4]).encode(y=y)
@@ -105,7 +105,7 @@ def placed(rows: list[dict[str, Any]], across: Scale, up: Scale) -> dict[Place, 
     """Rows by where their label covers least: other labels, points, the line between neighbours. Points on one spot
     share a label."""
     rows = _merged(rows, across, up)
-    spots = [(_pixel(row["x"], across), SIDE - _pixel(row["y"], up)) for row in rows]
+    spots = [(pixel(row["x"], across), SIDE - pixel(row["y"], up)) for row in rows]
     taken = [(left - 6, top - 6, left + 6, top + 6) for left, top in spots]
     for (left, top), (right, bottom) in itertools.pairwise(spots):
         steps = [number / 12 for number in range(1, 12)]
@@ -114,8 +114,8 @@ def placed(rows: list[dict[str, Any]], across: Scale, up: Scale) -> dict[Place, 
     found: dict[Place, list[dict[str, Any]]] = {}
     # The ends choose first: they must be read.
     for row, spot in sorted(zip(rows, spots, strict=True), key=lambda pair: pair[0]["alpha"] not in ENDS):
-        boxes = {place: _box(spot, place, row["text"]) for place in PLACES}
-        best = min(PLACES, key=lambda place: sum(_overlap(boxes[place], other) for other in taken))
+        boxes = {place: box(spot, place, row["text"]) for place in PLACES}
+        best = min(PLACES, key=lambda place: sum(overlap(boxes[place], other) for other in taken))
         taken.append(boxes[best])
         found.setdefault(best, []).append(row)
     return found
@@ -125,9 +125,9 @@ def _merged(rows: list[dict[str, Any]], across: Scale, up: Scale) -> list[dict[s
     """A row a spot, its text that of all that lie there, its ink an end's if one of them is an end."""
     found: list[dict[str, Any]] = []
     for row in rows:
-        x, y = _pixel(row["x"], across), _pixel(row["y"], up)
+        x, y = pixel(row["x"], across), pixel(row["y"], up)
         for number, other in enumerate(found):
-            if abs(_pixel(other["x"], across) - x) < NEAR and abs(_pixel(other["y"], up) - y) < NEAR:
+            if abs(pixel(other["x"], across) - x) < NEAR and abs(pixel(other["y"], up) - y) < NEAR:
                 led = row if row["alpha"] in ENDS else other
                 found[number] = {**led, "text": f"{other['text']}, {row['text']}"}
                 break
@@ -136,7 +136,7 @@ def _merged(rows: list[dict[str, Any]], across: Scale, up: Scale) -> list[dict[s
     return found
 
 
-def _box(spot: tuple[float, float], place: Place, text: str) -> Box:
+def box(spot: tuple[float, float], place: Place, text: str) -> Box:
     """What a label covers, pixels: its letters are about 0.6 of the font's size wide."""
     align, dx, dy = place
     width = 0.6 * FONT * len(text)
@@ -144,13 +144,13 @@ def _box(spot: tuple[float, float], place: Place, text: str) -> Box:
     return left, spot[1] + dy - FONT / 2, left + width, spot[1] + dy + FONT / 2
 
 
-def _overlap(one: Box, other: Box) -> float:
+def overlap(one: Box, other: Box) -> float:
     wide = min(one[2], other[2]) - max(one[0], other[0])
     high = min(one[3], other[3]) - max(one[1], other[1])
     return wide * high if wide > 0 and high > 0 else 0.0
 
 
-def _pixel(value: float, scale: Scale) -> float:
+def pixel(value: float, scale: Scale) -> float:
     return SIDE * (value - scale[0]) / (scale[1] - scale[0])
 
 

@@ -13,20 +13,20 @@ from typing import Any
 from ..errors import InputError, UsageError
 from ..stores.files import disk_errors, write_synced
 
-SUFFIXES = (".svg", ".png", ".html")
+SUFFIXES = (".svg", ".pdf", ".png", ".html")
 INK, FAINT = "#1b2733", "#8a97a6"
 
 
-def check(path: Path) -> None:
+def check(path: Path, option: str = "--plot") -> None:
     """Raise `UsageError` for a file of another kind than `SUFFIXES`, `InputError` if it is there already or if the
     libraries that draw are not installed; before anything is computed."""
     if path.suffix not in SUFFIXES:
-        raise UsageError(f"--plot {path} ends in no {', '.join(SUFFIXES)}", "Example: --plot curve.svg")
+        raise UsageError(f"{option} {path} ends in no {', '.join(SUFFIXES)}", f"Example: {option} curve.svg")
     if path.exists():
         raise InputError(f"{path} is there already", "Name another file, or remove it.")
     for module in ("altair", "vl_convert"):
         if importlib.util.find_spec(module) is None:
-            raise InputError(f"--plot draws with {module}, which is not installed", "pip install 'compal[plots]'")
+            raise InputError(f"{option} draws with {module}, which is not installed", "pip install 'compal[plots]'")
 
 
 def styled(chart: Any, title: str, subtitle: str | list[str], **axis: Any) -> Any:
@@ -47,11 +47,11 @@ def styled(chart: Any, title: str, subtitle: str | list[str], **axis: Any) -> An
 
 
 def write(chart: Any, path: Path) -> None:
-    """Write a chart as .svg, .png (twice the size) or .html (whole in itself). Raises `InputError` for a disk that does
-    not take it."""
+    """Write a chart as .svg, .pdf, .png (twice the size) or .html (whole in itself). Raises `InputError` for a disk that
+    does not take it."""
     kind = path.suffix[1:]
     how: dict[str, Any] = {"scale_factor": 2} if kind == "png" else {"inline": True} if kind == "html" else {}
-    buffer: Any = io.BytesIO() if kind == "png" else io.StringIO()
+    buffer: Any = io.BytesIO() if kind in ("png", "pdf") else io.StringIO()
     chart.save(buffer, format=kind, **how)
     value = buffer.getvalue()
     with disk_errors(str(path)):

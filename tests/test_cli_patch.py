@@ -130,7 +130,7 @@ def test_a_dry_run_writes_nothing(work):
         (("init", "lin", "--benchmark", "shapes:in"), 1, "no split of shapes 'in'"),
         (("init", "lin", "--benchmark", "shapes", "--limit", "1"), 1, "compal extract --backbone shapes-vit"),
         (("init", "lin", "--plot", "c.svg"), 2, "--plot needs two benchmarks"),
-        (("init", "lin", *AXES, "--plot", "c.pdf"), 2, "ends in no .svg, .png, .html"),
+        (("init", "lin", *AXES, "--plot", "c.bmp"), 2, "ends in no .svg, .pdf, .png, .html"),
         (("init", "lin", "--root", "crepe"), 2, "--root crepe is no BENCHMARK=FOLDER"),
         (("init", "lin", *AXES, "--images", "bivlc=/x"), 1, "no benchmark of this sweep 'bivlc'"),
         (("init", "lin", "--format", "latex"), 1, "no format 'latex'"),

@@ -289,7 +289,7 @@ def test_a_dry_run_writes_nothing(empty):
         (("--tuned", "run:fd"), 1, "no run with towers 'fd'"),
         (("--backbone", "shapes-vif"), 1, "Did you mean 'shapes-vit'"),
         (("winoground",), 1, "reads files and no --root is given"),
-        (("--plot", "c.pdf"), 2, "ends in no .svg, .png, .html"),
+        (("--plot", "c.bmp"), 2, "ends in no .svg, .pdf, .png, .html"),
         (("--plot", "c.svg", "--measure", "0"), 2, "--measure 0 measures none"),
         (("--format", "latex"), 1, "no format 'latex'"),
         (("--limit", "0"), 2, ""),

@@ -39,6 +39,7 @@ FREE = (
     "cli_share",
     "cli_store",
     "cli_table",
+    "cli_view",
     "console",
     "console_negatives",
     "console_patch",

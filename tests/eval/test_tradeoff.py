@@ -129,13 +129,13 @@ def test_labels_avoid_points_and_each_other(found):
     boxes = []
     for place, members in curve.placed(rows, across, up).items():
         for one in members:
-            spot = (curve._pixel(one["x"], across), curve.SIDE - curve._pixel(one["y"], up))
-            boxes.append(curve._box(spot, place, one["text"]))
+            spot = (curve.pixel(one["x"], across), curve.SIDE - curve.pixel(one["y"], up))
+            boxes.append(curve.box(spot, place, one["text"]))
     assert len(boxes) == 11
-    spots = [(curve._pixel(r["x"], across), curve.SIDE - curve._pixel(r["y"], up)) for r in rows]
+    spots = [(curve.pixel(r["x"], across), curve.SIDE - curve.pixel(r["y"], up)) for r in rows]
     for number, box in enumerate(boxes):
-        assert all(curve._overlap(box, other) == 0 for other in boxes[number + 1 :])
-        assert all(curve._overlap(box, (x - 3, y - 3, x + 3, y + 3)) == 0 for x, y in spots)
+        assert all(curve.overlap(box, other) == 0 for other in boxes[number + 1 :])
+        assert all(curve.overlap(box, (x - 3, y - 3, x + 3, y + 3)) == 0 for x, y in spots)
 
 
 def test_points_on_one_spot_share_a_label():
@@ -149,8 +149,8 @@ def test_files_that_cannot_be_drawn_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "x.svg").write_text("mine")
     with pytest.raises(InputError, match=r"x\.svg is there already"):
         curve.check(tmp_path / "x.svg")
-    with pytest.raises(UsageError, match=r"ends in no \.svg, \.png, \.html"):
-        curve.check(tmp_path / "x.pdf")
+    with pytest.raises(UsageError, match=r"ends in no \.svg, \.pdf, \.png, \.html"):
+        curve.check(tmp_path / "x.bmp")
     known = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "altair" else known(name))
     with pytest.raises(InputError, match="altair, which is not installed") as missing:
