@@ -47,8 +47,8 @@ def styled(chart: Any, title: str, subtitle: str | list[str], **axis: Any) -> An
 
 
 def write(chart: Any, path: Path) -> None:
-    """Write a chart as .svg, .pdf, .png (twice the size) or .html (whole in itself). Raises `InputError` for a disk that
-    does not take it."""
+    """Write a chart as .svg, .pdf, .png (twice the size) or .html (whole in itself). Raises `InputError` for a disk
+    that does not take it."""
     kind = path.suffix[1:]
     how: dict[str, Any] = {"scale_factor": 2} if kind == "png" else {"inline": True} if kind == "html" else {}
     buffer: Any = io.BytesIO() if kind in ("png", "pdf") else io.StringIO()
