@@ -152,6 +152,7 @@ def write(rows: Sequence[ResultRow], path: Path, asked: Options | None, measure:
         text = page.render(found, asked, ticking.tick, title or "compal report")
     with disk_errors(str(path)):
         write_atomically(path, text)
+        path.chmod(0o644)  # made to be shown; a temporary file is its owner's alone
 
 
 def _gathered(rows: Sequence[ResultRow], measure: bool, tick: Callable[[str, int, int], None]) -> Gathered:

@@ -272,7 +272,10 @@ def ladder_panels(found: Gathered) -> list[dict[str, Any]]:
         rows = [made for row in found.ladder if (made := _panel_row(row.label, _rung(row), row, name, metric))]
         n = first.by_category[name].n if name else first.overall.n
         parts.append({"name": name or "all", "n": n, "chance": chance, "rows": rows})
-    return [{"key": "ladder", "title": f"{first.benchmark} {first.split} {metric}".replace("  ", " "), "parts": parts}]
+    limit = first.meta.get("limit")
+    told = f" · limited to {limit} groups of every category: not a result to quote" if limit else ""
+    title = " ".join(part for part in (first.benchmark, first.split, metric) if part) + told
+    return [{"key": "ladder", "title": title, "parts": parts}]
 
 
 def _rung(row: ResultRow) -> str:

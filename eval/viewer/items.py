@@ -247,6 +247,8 @@ def _heavy(
     for some in pictures.batches(chosen, CHUNK):
         maps = _maps(some, aligners)
         for (table, number), own in zip(some, maps, strict=True):
+            if blocks.full:
+                break
             seen = [_picture(key, found[table.key], names, blocks) for key in table.keys(number)[0]]
             without += not all(seen)
             blocks.add(f"i/{table.key}/{number}", _item(table, number, own, told, aligners))

@@ -55,13 +55,15 @@ def render(
 ) -> str:
     """The HTML. Raises what `check` and `items.build` raise."""
     check()
-    blocks = Blocks()
     vega = _vega()
-    blocks.add("vega", vega.encode())
     script = "".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    drawn = _charts(found)
+    # Items may take what tables, provenance and charts leave.
+    shell = _filled(found, Blocks(), (), (script, vega), title)
+    blocks = Blocks(MOST - len(shell.encode()))
+    blocks.add("vega", vega.encode())
+    blocks.add_json("charts", _charts(found))
     viewer = items.build(found, blocks, options or items.Options(), progress)
-    blocks.add_json("report", drawn | {"viewer": viewer, "dark": DARK})
+    blocks.add_json("report", {"viewer": viewer, "dark": DARK})
     text = _filled(found, blocks, viewer["notes"], (script, vega), title)
     if len(text.encode()) > MOST:
         raise VerificationError(

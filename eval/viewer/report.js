@@ -43,7 +43,7 @@ const page = (() => {
     return { head: JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + length))), data: bytes.subarray(4 + length) };
   }
   let report = null;
-  const ready = () => (report = report || json("report"));
+  const ready = () => (report = report || Promise.all([json("charts"), json("report")]).then(([one, other]) => ({ ...one, ...other })));
 
   // --- the address: #section?name=value ---
   function place() {

@@ -242,6 +242,18 @@ def test_a_report_is_served_on_this_machine_alone(tmp_path):
             server(file, running.server_port)
 
 
+def test_what_does_not_fit_is_left_out_and_said(found, monkeypatch):
+    """A file that may hold few items holds few, and says so."""
+    whole = page.render(found)
+    monkeypatch.setattr(page, "MOST", len(whole.encode()) - 30_000)
+    text = page.render(found)
+    assert len(text.encode()) <= len(whole.encode()) - 30_000
+    kept = len(re.findall(r'id="b:i/', text))
+    assert 0 < kept < 15
+    assert any(f"maps of {kept} of 15 items" in note for note in json.loads(block(text, "report"))["viewer"]["notes"])
+    assert f"Pictures and maps of {kept} of 15 items" in text
+
+
 # --- in a browser -------------------------------------------------------------------------------------
 
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
