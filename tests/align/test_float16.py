@@ -239,6 +239,8 @@ class Model(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.scorer, self.fitted = torch.nn.Linear(2, 1, bias=False), torch.nn.ParameterDict({"scale": torch.ones(1)})
+    def beside(self):
+        return self.fitted.parameters()
     def forward(self, factor):
         return (self.scorer.weight * factor).sum() + (self.fitted["scale"] * factor).sum()
     def follow(self):
