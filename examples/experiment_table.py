@@ -26,8 +26,8 @@ from compal.align.checkpoint import fitted_spec, load_scorer
 from compal.align.recipe import load_recipe
 from compal.align.scorer import tunes_towers
 from compal.eval import compare, results
-from compal.eval.results import ResultRow
 from compal.eval.provenance import commit
+from compal.eval.results import ResultRow
 from compal.eval.sources import Sources
 from compal.stores.store import Store
 from compal.workspace import Workspace
