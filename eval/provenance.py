@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .. import registry
-from ..config import fingerprint, read_toml
+from ..config import fingerprint, to_dict
+from ..errors import CompalError
 from .chance import derived
 from .sources import KS, Group, Sources, headline, sample_fingerprint
 
@@ -42,13 +43,38 @@ def describe(scorer: Any) -> dict[str, Any]:
 
 
 def recipe_of(checkpoint: Path) -> dict[str, Any]:
-    """The seed of the run that a checkpoint is of, and 16 digits of the rest of its configuration: runs that share
-    those are seeds of one recipe. {} for a checkpoint without a run."""
-    file = checkpoint.parent.parent / "config.toml"
-    if checkpoint.parent.name != "checkpoints" or not file.is_file():
+    """`recipe_of_run` of the run that a checkpoint is of; {} for a checkpoint without a run."""
+    return recipe_of_run(checkpoint.parent.parent) if checkpoint.parent.name == "checkpoints" else {}
+
+
+def recipe_of_run(run: Path) -> dict[str, Any]:
+    """The seed of a run and 16 digits of what else its configuration says beyond the defaults: runs that share those
+    are seeds of one recipe, also where one was fitted before an option existed. {} for a folder without a configuration
+    and for one with options that are no more."""
+    from ..align.recipe import FitConfig, load_recipe
+
+    file = run / "config.toml"
+    if not file.is_file():
         return {}
-    told = read_toml(file)
-    return {"seed": told.pop("seed", None), "recipe": fingerprint(told)[:16]}
+    try:
+        config = load_recipe(str(file))
+    except CompalError:
+        return {}
+    names = {part: {"name": getattr(config, part)["name"]} for part in ("head", "loss")}
+    told, plain = to_dict(config), to_dict(FitConfig(**names).complete())
+    seed = told.pop("seed", None)
+    return {"seed": seed, "recipe": fingerprint(names | _beyond(told, plain))[:16]}
+
+
+def _beyond(told: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """What differs from `plain`, table by table."""
+    found: dict[str, Any] = {}
+    for key, value in told.items():
+        if isinstance(value, dict) and isinstance(plain.get(key), dict):
+            found |= {f"{key}.{name}": differs for name, differs in _beyond(value, plain[key]).items()}
+        elif value != plain.get(key):
+            found[key] = value
+    return found
 
 
 def shared(

@@ -15,10 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...align.recipe import load_recipe
-from ...config import fingerprint, to_dict
-from ...errors import CompalError
 from .. import seeds
+from ..provenance import recipe_of_run
 from ..results import Estimate, ResultRow
 from ..sources import headline
 
@@ -186,23 +184,11 @@ def _told(row: ResultRow) -> ResultRow:
     scorer, run = dict(row.meta.get("scorer") or {}), run_of(row)
     if row.role != "scorer" or run is None:
         return row
-    scorer |= _recipe(run)
+    scorer |= recipe_of_run(run)
     tuned = row.backbone.startswith("run:")
     told = _provenance(run)
     backbone = f"{told.get('features', {}).get('backbone', 'towers')}, tuned" if tuned else row.backbone
     return dataclasses.replace(row, backbone=backbone, meta=row.meta | {"scorer": scorer, "tuned": tuned})
-
-
-@functools.cache
-def _recipe(run: Path) -> dict[str, Any]:
-    """The seed of a run and 16 digits of the rest of its configuration, options that it was written before included."""
-    if not (run / "config.toml").is_file():
-        return {}
-    try:
-        told = to_dict(load_recipe(str(run / "config.toml")))
-    except CompalError:  # of a version with other options: it stands for itself
-        return {}
-    return {"seed": told.pop("seed", None), "recipe": fingerprint(told)[:16]}
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from compal.errors import InputError, UnknownName, UsageError
 from compal.eval import compare, outcomes, report, results, seeds
 from compal.eval.doubts import doubts, ties_told, told
+from compal.eval.provenance import recipe_of
 from compal.eval.results import load_results
 from compal.eval.sources import Group
 
@@ -172,6 +173,24 @@ def test_seeds_of_one_recipe_are_one_row_with_their_spread(tmp_path):
     assert f"{found.value:.1f} ± {found.sd:.1f} [{found.low:.1f}, {found.high:.1f}]" in text
     assert "standard deviation over seeds" in text
     assert r" $\pm$ " in report.render(list(rows.values()), "latex")
+
+
+def test_a_run_of_before_an_option_is_a_seed_of_the_same_recipe(tmp_path):
+    """What stands in its file at the default is not there at all in an older one."""
+    texts = {
+        "old": 'seed = 1\n[head]\nname = "linear"\n[optim]\nlr = 0.01\n',
+        "new": 'seed = 2\ncompile = false\n[head]\nname = "linear"\nbias = false\n[optim]\nlr = 0.01\nchunk = 0\n',
+        "other": 'seed = 1\n[head]\nname = "linear"\nbias = true\n[optim]\nlr = 0.01\n',
+        "gone": 'seed = 1\n[head]\nname = "linear"\nsmell = true\n',
+    }
+    found = {}
+    for name, text in texts.items():
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "config.toml").write_text(text)
+        found[name] = recipe_of(tmp_path / name / "checkpoints" / "best.safetensors")
+    assert [found[name].get("seed") for name in texts] == [1, 2, 1, None]
+    assert found["old"]["recipe"] == found["new"]["recipe"] != found["other"]["recipe"]
+    assert recipe_of(tmp_path / "old" / "best.safetensors") == {}
 
 
 # --- doubts and ties ----------------------------------------------------------------------------------
