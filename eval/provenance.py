@@ -51,6 +51,7 @@ def recipe_of_run(run: Path) -> dict[str, Any]:
     """The seed of a run and 16 digits of what else its configuration says beyond the defaults: runs that share those
     are seeds of one recipe, also where one was fitted before an option existed. {} for a folder without a configuration
     and for one with options that are no more."""
+    from ..align.ema import EmaConfig
     from ..align.recipe import FitConfig, load_recipe
 
     file = run / "config.toml"
@@ -60,10 +61,13 @@ def recipe_of_run(run: Path) -> dict[str, Any]:
         config = load_recipe(str(file))
     except CompalError:
         return {}
-    names = {part: {"name": getattr(config, part)["name"]} for part in ("head", "loss")}
-    told, plain = to_dict(config), to_dict(FitConfig(**names).complete())
+    head, loss = {"name": config.head["name"]}, {"name": config.loss["name"]}
+    # A loss that learns from a teacher is not complete without one.
+    plain = to_dict(FitConfig(head=head, loss=loss, ema=config.ema).complete())
+    plain["ema"] = dataclasses.asdict(EmaConfig())
+    told = to_dict(config)
     seed = told.pop("seed", None)
-    return {"seed": seed, "recipe": fingerprint(names | _beyond(told, plain))[:16]}
+    return {"seed": seed, "recipe": fingerprint({"head": head, "loss": loss, **_beyond(told, plain)})[:16]}
 
 
 def _beyond(told: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:

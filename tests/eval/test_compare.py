@@ -181,6 +181,8 @@ def test_a_run_of_before_an_option_is_a_seed_of_the_same_recipe(tmp_path):
         "old": 'seed = 1\n[head]\nname = "linear"\n[optim]\nlr = 0.01\n',
         "new": 'seed = 2\ncompile = false\n[head]\nname = "linear"\nbias = false\n[optim]\nlr = 0.01\nchunk = 0\n',
         "other": 'seed = 1\n[head]\nname = "linear"\nbias = true\n[optim]\nlr = 0.01\n',
+        "taught": 'seed = 3\n[head]\nname = "linear"\n[loss]\nname = "degla"\n[ema]\ndecay = 0.99\n',
+        "slower": 'seed = 4\n[head]\nname = "linear"\n[loss]\nname = "degla"\n[ema]\ndecay = 0.999\n',
         "gone": 'seed = 1\n[head]\nname = "linear"\nsmell = true\n',
     }
     found = {}
@@ -188,7 +190,8 @@ def test_a_run_of_before_an_option_is_a_seed_of_the_same_recipe(tmp_path):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         (tmp_path / name / "config.toml").write_text(text)
         found[name] = recipe_of(tmp_path / name / "checkpoints" / "best.safetensors")
-    assert [found[name].get("seed") for name in texts] == [1, 2, 1, None]
+    assert [found[name].get("seed") for name in texts] == [1, 2, 1, 3, 4, None]
+    assert found["taught"]["recipe"] != found["slower"]["recipe"]
     assert found["old"]["recipe"] == found["new"]["recipe"] != found["other"]["recipe"]
     assert recipe_of(tmp_path / "old" / "best.safetensors") == {}
 
