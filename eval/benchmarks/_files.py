@@ -10,11 +10,11 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...errors import InputError
+from ...errors import InputError, UnknownName
 from ...stores.items import Item, caption_key
 from ..sources import Group, Sources, limited
 
@@ -108,6 +108,25 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} is not a list of objects")
     return rows
+
+
+def parts(
+    sources: Sources, benchmark: str, title: str, files: Mapping[str, Sequence[str]], cure: str
+) -> tuple[Path, Path, tuple[str, ...]]:
+    """The root of a benchmark whose splits are files, the folder of them (ROOT or ROOT/data), and the splits to read:
+    the one that `sources` names, or all. `files`: those of each split, below that folder.
+
+    Raises `InputError` for a root that is not there and for files that lack, `UnknownName` for a split that is none.
+    """
+    root = sources.folder(benchmark, cure)
+    if sources.split is not None and sources.split not in files:
+        raise UnknownName.among(f"split of {benchmark}", sources.split, files)
+    wanted = tuple(files) if sources.split is None else (sources.split,)
+    folder = root / "data" if (root / "data").is_dir() else root
+    lacking = [file for name in wanted for file in files[name] if not (folder / file).is_file()]
+    if lacking:
+        raise InputError(f"{title}: {folder} lacks {', '.join(lacking)}", cure)
+    return root, folder, wanted
 
 
 def present(sources: Sources, named: Iterable[Group], images: Images, title: str, cure: str) -> list[Group]:

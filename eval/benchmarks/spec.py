@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError, UnknownName
+from ...errors import InputError
 from ...stores.items import Item
 from ..sources import Group, Sources
-from ._files import FolderImages, keyed, keyed_items, present, read_rows, text_of
+from ._files import FolderImages, keyed, keyed_items, parts, present, read_rows, text_of
 
 # Rows of each way and how many there are to choose from.
 SUBSETS = {
@@ -72,14 +72,8 @@ def _asked(folder: Path, name: str, way: str) -> Iterator[Group]:
 
 
 def _named(sources: Sources) -> tuple[list[Group], FolderImages]:
-    root = sources.folder("spec", str(INFO["files"]))
-    if sources.split is not None and sources.split not in SUBSETS:
-        raise UnknownName.among("split of spec", sources.split, SUBSETS)
-    wanted = tuple(SUBSETS) if sources.split is None else (sources.split,)
-    folder = root / "data" if (root / "data").is_dir() else root
-    lacking = [f"{n}/{file}" for n in wanted for file in WAYS.values() if not (folder / n / file).is_file()]
-    if lacking:
-        raise InputError(f"SPEC: {folder} lacks {', '.join(lacking)}", str(INFO["files"]))
+    files = {name: tuple(f"{name}/{file}" for file in WAYS.values()) for name in SUBSETS}
+    _, folder, wanted = parts(sources, "spec", "SPEC", files, str(INFO["files"]))
     found = [group for name in wanted for way in WAYS for group in _asked(folder, name, way)]
     given = [sources.images] if sources.images else []
     images = FolderImages("spec", [*given, folder])

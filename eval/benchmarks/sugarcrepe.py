@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...errors import InputError, UnknownName
+from ...errors import InputError
 from ...stores.items import Item
 from ..sources import PAIR_TRUTH, Group, Sources
-from ._files import FolderImages, keyed, keyed_items, present, read_json, text_of
+from ._files import FolderImages, keyed, keyed_items, parts, present, read_json, text_of
 
 SUBSETS = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 WITHDRAWN = "swap_obj/108"
@@ -67,14 +67,8 @@ def _without_erratum(sources: Sources, folder: Path, named: list[Group]) -> list
 
 
 def _named(sources: Sources) -> tuple[list[Group], FolderImages]:
-    root = sources.folder("sugarcrepe", str(INFO["files"]))
-    if sources.split is not None and sources.split not in SUBSETS:
-        raise UnknownName.among("split of sugarcrepe", sources.split, SUBSETS)
-    wanted = SUBSETS if sources.split is None else (sources.split,)
-    folder = root / "data" if (root / "data").is_dir() else root
-    lacking = [f"{name}.json" for name in wanted if not (folder / f"{name}.json").is_file()]
-    if lacking:
-        raise InputError(f"SugarCrepe: {folder} lacks {', '.join(lacking)}", str(INFO["files"]))
+    files = {name: (f"{name}.json",) for name in SUBSETS}
+    root, folder, wanted = parts(sources, "sugarcrepe", "SugarCrepe", files, str(INFO["files"]))
     named = [group for name in wanted for group in _subset(folder, name)]
     named = _without_erratum(sources, folder, named) if "swap_obj" in wanted else named
     given = [sources.images] if sources.images else []

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...errors import InputError, UnknownName
 from ...stores.items import Item
 from ..sources import POSITIVES_TRUTH, Group, Sources
 from . import _identical
-from ._files import FolderImages, keyed, keyed_items, present, read_rows, text_of
+from ._files import FolderImages, keyed, keyed_items, parts, present, read_rows, text_of
 
 SUBSETS = ("replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 
@@ -51,14 +50,8 @@ def _subset(folder: Path, name: str) -> Iterator[Group]:
 
 
 def _named(sources: Sources) -> tuple[list[Group], FolderImages]:
-    root = sources.folder("sugarcrepe-pp", str(INFO["files"]))
-    if sources.split is not None and sources.split not in SUBSETS:
-        raise UnknownName.among("split of sugarcrepe-pp", sources.split, SUBSETS)
-    wanted = SUBSETS if sources.split is None else (sources.split,)
-    folder = root / "data" if (root / "data").is_dir() else root
-    lacking = [f"{name}.json" for name in wanted if not (folder / f"{name}.json").is_file()]
-    if lacking:
-        raise InputError(f"SugarCrepe++: {folder} lacks {', '.join(lacking)}", str(INFO["files"]))
+    files = {name: (f"{name}.json",) for name in SUBSETS}
+    root, folder, wanted = parts(sources, "sugarcrepe-pp", "SugarCrepe++", files, str(INFO["files"]))
     named = _identical.told(sources, [group for name in wanted for group in _subset(folder, name)])
     given = [sources.images] if sources.images else []
     images = FolderImages("sugarcrepe-pp", [*given, root / "val2017", root / "images"])

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError, UnknownName
+from ...errors import InputError
 from ...stores.items import Item
 from ..sources import PAIR_TRUTH, Group, Sources
-from ._files import FolderImages, keyed, keyed_items, present, read_json, text_of
+from ._files import FolderImages, keyed, keyed_items, parts, present, read_json, text_of
 
 PIECES = (
     "existence",
@@ -85,14 +85,8 @@ def _piece(folder: Path, name: str, every: bool) -> Iterator[Group]:
 
 
 def _named(sources: Sources) -> tuple[list[Group], FolderImages]:
-    root = sources.folder("valse", str(INFO["files"]))
-    if sources.split is not None and sources.split not in PIECES:
-        raise UnknownName.among("split of valse", sources.split, PIECES)
-    wanted = PIECES if sources.split is None else (sources.split,)
-    folder = root / "data" if (root / "data").is_dir() else root
-    lacking = [f"{name}.json" for name in wanted if not (folder / f"{name}.json").is_file()]
-    if lacking:
-        raise InputError(f"VALSE: {folder} lacks {', '.join(lacking)}", str(INFO["files"]))
+    files = {name: (f"{name}.json",) for name in PIECES}
+    root, folder, wanted = parts(sources, "valse", "VALSE", files, str(INFO["files"]))
     named = [group for name in wanted for group in _piece(folder, name, sources.variant == UNVALIDATED)]
     given = [sources.images, *(sources.images / name for name in FOLDERS)] if sources.images else []
     images = FolderImages("valse", [*given, *(root / name for name in FOLDERS)])

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError, UnknownName
+from ...errors import InputError
 from ...stores.items import Item
 from ..sources import Group, Sources
-from ._files import FolderImages, keyed, keyed_items, present, read_rows, text_of
+from ._files import FolderImages, keyed, keyed_items, parts, present, read_rows, text_of
 
 TABLES = {"A": "controlled_images_dataset.json", "B": "controlled_clevr_dataset.json"}
 # What a file name says between its two things, and which pair of opposites that is.
@@ -87,14 +87,8 @@ def _complete(groups: list[Group]) -> list[Group]:
 
 
 def _named(sources: Sources) -> tuple[list[Group], FolderImages]:
-    root = sources.folder("whatsup", str(INFO["files"]))
-    if sources.split is not None and sources.split not in TABLES:
-        raise UnknownName.among("split of whatsup", sources.split, TABLES)
-    wanted = tuple(TABLES) if sources.split is None else (sources.split,)
-    folder = root / "data" if (root / "data").is_dir() else root
-    lacking = [TABLES[name] for name in wanted if not (folder / TABLES[name]).is_file()]
-    if lacking:
-        raise InputError(f"What'sUp: {folder} lacks {', '.join(lacking)}", str(INFO["files"]))
+    files = {name: (file,) for name, file in TABLES.items()}
+    _, folder, wanted = parts(sources, "whatsup", "What'sUp", files, str(INFO["files"]))
     named = [group for name in wanted for group in _rows(folder, name)]
     images = FolderImages("whatsup", [*([sources.images] if sources.images else []), folder])
     return _complete(present(sources, named, images, "What'sUp", str(INFO["files"]))), images

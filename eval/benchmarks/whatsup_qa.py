@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError, UnknownName
+from ...errors import InputError
 from ...stores.items import Item
 from ..sources import PAIR_TRUTH, Group, Sources
-from ._files import FolderImages, keyed, keyed_items, present, read_json
+from ._files import FolderImages, keyed, keyed_items, parts, present, read_json
 
 TABLES = {
     "coco_one": "coco_qa_one_obj.json",
@@ -76,14 +76,8 @@ def _rows(folder: Path, name: str) -> Iterator[Group]:
 
 
 def _named(sources: Sources) -> tuple[list[Group], FolderImages]:
-    root = sources.folder("whatsup-qa", str(INFO["files"]))
-    if sources.split is not None and sources.split not in TABLES:
-        raise UnknownName.among("split of whatsup-qa", sources.split, TABLES)
-    wanted = tuple(TABLES) if sources.split is None else (sources.split,)
-    folder = root / "data" if (root / "data").is_dir() else root
-    lacking = [TABLES[name] for name in wanted if not (folder / TABLES[name]).is_file()]
-    if lacking:
-        raise InputError(f"What'sUp: {folder} lacks {', '.join(lacking)}", str(INFO["files"]))
+    files = {name: (file,) for name, file in TABLES.items()}
+    _, folder, wanted = parts(sources, "whatsup-qa", "What'sUp", files, str(INFO["files"]))
     named = [group for name in wanted for group in _rows(folder, name)]
     given = [sources.images, *(sources.images / place for place in FOLDERS)] if sources.images else []
     images = FolderImages("whatsup-qa", [*given, *(folder / place for place in FOLDERS)])
