@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..hub import quietly
 from . import preprocess
-from .hub_files import quietly
 
 # PIL's numbers.
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}

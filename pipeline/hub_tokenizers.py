@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .hub_files import quietly, read_json, tokenizer_hash
+from ..hub import quietly
+from .hub_files import read_json, tokenizer_hash
 from .spans import NO_SPAN, Span, align, join
 from .tokenizers import Tokenized
 

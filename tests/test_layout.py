@@ -12,11 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("stores", "world", "pipeline", "align", "eval", "assets")
-LEAVES = ("errors", "registry", "config", "workspace")
+LEAVES = ("errors", "registry", "config", "hub", "workspace")
 MAY_IMPORT = {
     "errors": (),
     "registry": ("errors",),
     "config": ("errors",),
+    "hub": (),
     "workspace": ("errors", "config", "registry"),
     "stores": LEAVES,
     "world": (*LEAVES, "stores"),

@@ -5,10 +5,8 @@ Weights are read from safetensors alone, and no code of a model's folder is run.
 
 from __future__ import annotations
 
-import socket
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import InputError, UsageError
+from ...hub import is_offline, quietly, reachable
 from ..scorer import full
 
 RANDOM = "random"
@@ -97,7 +96,7 @@ def _open(name: str) -> tuple[Any, Any]:
         import transformers
     except ImportError:
         raise InputError("loss 'read' needs transformers", "pip install 'compal[transformers]'") from None
-    with _quietly(transformers), torch.random.fork_rng():
+    with quietly(), torch.random.fork_rng():
         model, tokenizer = _tiny(transformers, name) if _is_random(name) else _pretrained(transformers, name)
     if model.config.is_encoder_decoder:
         encoder = model.get_encoder()
@@ -187,28 +186,5 @@ def _online() -> bool:
     """Whether the hub may be asked: its own client would try for a minute where there is no network."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        return False
     split = urlsplit(constants.ENDPOINT)
-    try:
-        with socket.create_connection((split.hostname or "", split.port or 443), timeout=3):
-            return True
-    except OSError:
-        return False
-
-
-@contextmanager
-def _quietly(transformers: Any) -> Iterator[None]:
-    """Without its bars and warnings; what matters of them is in our errors."""
-    logging = transformers.utils.logging
-    verbosity: int = logging.get_verbosity()
-    bars: Callable[[], None] = (
-        logging.enable_progress_bar if logging.is_progress_bar_enabled() else logging.disable_progress_bar
-    )
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        bars()
+    return not is_offline() and reachable(split.hostname or "", split.port or 443)

@@ -186,15 +186,16 @@ def _told(row: ResultRow) -> ResultRow:
         return row
     scorer |= recipe_of_run(run)
     tuned = row.backbone.startswith("run:")
-    told = _provenance(run)
+    told = told_of(run)
     backbone = f"{told.get('features', {}).get('backbone', 'towers')}, tuned" if tuned else row.backbone
     return dataclasses.replace(row, backbone=backbone, meta=row.meta | {"scorer": scorer, "tuned": tuned})
 
 
 @functools.cache
-def _provenance(run: Path) -> dict[str, Any]:
+def told_of(run: Path, file: str = "provenance.json") -> dict[str, Any]:
+    """What a file of a run's folder says; {} where it is not here."""
     try:
-        found: dict[str, Any] = json.loads((run / "provenance.json").read_text())
+        found: dict[str, Any] = json.loads((run / file).read_text())
         return found
     except (OSError, ValueError):
         return {}
@@ -208,7 +209,7 @@ def _of_tuned(row: ResultRow) -> bool:
 def _alpha(row: ResultRow) -> tuple[str, str, float] | None:
     """Base, tuned and α of a row that is a point of a sweep."""
     run = run_of(row)
-    told = _provenance(run).get("patch") if run and row.role == "scorer" else None
+    told = told_of(run).get("patch") if run and row.role == "scorer" else None
     return (told["base"]["name"], told["tuned"]["name"], float(told["alpha"])) if told else None
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..report import source_of
 from ..results import ResultRow
-from .gather import Gathered, Method, run_of
+from .gather import Gathered, Method, run_of, told_of
 
 Facts = list[tuple[str, str]]
 
@@ -43,12 +42,10 @@ def _parts(method: Method) -> list[Facts]:
 
 def fit_of(run: Path) -> Facts:
     """The command, commit, features, seed and machine of a run; [] where its folder is not here."""
-    try:
-        told = json.loads((run / "provenance.json").read_text())
-    except (OSError, ValueError):
+    told, result = told_of(run), told_of(run, "result.json")
+    if not told:
         return []
     features = told.get("features") or {}
-    result = _result(run)
     facts = {
         "run": run.name,
         "fit with": told.get("command", ""),
@@ -65,14 +62,6 @@ def fit_of(run: Path) -> Facts:
         "parameters": f"{told['parameters']:,}" if isinstance(told.get("parameters"), int) else "",
     }
     return [(name, str(value)) for name, value in facts.items() if value != ""]
-
-
-def _result(run: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((run / "result.json").read_text())
-        return found
-    except (OSError, ValueError):
-        return {}
 
 
 def _scoring(row: ResultRow) -> Facts:

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import open_clip
 
 from ...errors import InputError, UnknownName
+from ...hub import is_offline
+from ...hub import reachable as _reachable
 from .. import checkpoints
-from ..hub_files import is_offline
-from ..hub_files import reachable as _reachable
 
 QUICK = "-quickgelu"
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...config import canonical
 from ...errors import InputError
+from ...hub import quietly
 from ...stores.spec import FeatureSpec
 from .. import checkpoints, hub_files, hub_preprocess, hub_tokenizers, preprocess
 from ..encoder import at_level
@@ -71,7 +72,7 @@ def untrained(spec: FeatureSpec, device: str = "cpu") -> DualEncoder:
     if (today.preprocess, today.tokenizer, today.extra) != (spec.preprocess, spec.tokenizer, spec.extra):
         raise InputError(f"the files of {spec.backbone} beside its weights are not what the spec says", "Restore them.")
     config = _config(source.folder)
-    with torch.random.fork_rng(devices=[]), hub_files.quietly():
+    with torch.random.fork_rng(devices=[]), quietly():
         model = _class(config.model_type)(config)
     return _encoder(spec, source.folder, model, device)
 
@@ -145,7 +146,7 @@ def _config(folder: Path) -> Any:
             f"Known: {', '.join(FAMILIES)}. Others: open_clip:MODEL, or add one to pipeline/hub_towers.py.",
         )
     try:
-        with hub_files.quietly():
+        with quietly():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers checks each field in its own way
         reason = " ".join(str(error).split())[:160] or type(error).__name__
@@ -197,7 +198,7 @@ def _with_weights(folder: Path, config: Any) -> Any:
     for file in files:
         checkpoints.shapes(file)  # raises for a damaged file, or one that holds more than tensors
     try:
-        with hub_files.quietly():
+        with quietly():
             model, report = _class(config.model_type).from_pretrained(
                 folder,
                 config=config,

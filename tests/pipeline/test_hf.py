@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compal import api
+from compal import api, hub
 from compal.errors import CompalError, InputError, SpecMismatch
 from compal.pipeline import hub_files, tuned
 from compal.pipeline.encoder import load_encoder, resolve
@@ -357,7 +357,7 @@ def test_shards_and_tensors_in_a_pickled_file_give_the_same_features(copy, folde
     expected = encoders["clip"].encode_texts(CAPTIONS).pooled
     folder = copy("clip")
     (folder / "model.safetensors").unlink()
-    with hub_files.quietly():
+    with hub.quietly():
         model.save_pretrained(folder, max_shard_size="20KB")
     assert len(hub_files.weight_files(folder)) > 1
     spec = resolve(f"hf:{folder}")

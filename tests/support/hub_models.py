@@ -89,7 +89,7 @@ def parts(family, folder, context):
 
 def save(family, folder, seed=0, context=CONTEXT):
     """A model of a family with random weights, its tokenizer and its image processor in `folder`."""
-    from compal.pipeline.hub_files import quietly
+    from compal.hub import quietly
 
     folder.mkdir(parents=True, exist_ok=True)
     with quietly(), torch.random.fork_rng(devices=[]):
