@@ -82,6 +82,14 @@ def _finite(vectors: Floats) -> None:
         )
 
 
+def rounding(lengths: Floats, part: Floats) -> Floats:
+    """By how much (N,) two sums of products of queries so long (N,) with rows of a part (R, E) can differ, at most: a
+    share of both lengths (Higham, section 3.1)."""
+    share = 2 * (part.shape[1] + 1) * float(np.finfo(np.float32).eps)
+    found: Floats = share * lengths * float(np.linalg.norm(part, axis=1).max())
+    return found
+
+
 def products(left: Floats, right: Floats, pairs: tuple[Ints, Ints]) -> Floats:
     """The products (N,) of rows of both sides, each the same bits wherever it stands."""
     found = np.empty(len(pairs[0]), np.float32)
@@ -94,10 +102,8 @@ def products(left: Floats, right: Floats, pairs: tuple[Ints, Ints]) -> Floats:
 def _running(queries: Floats, gallery: Gallery, n: int) -> tuple[NDArray[np.int32], Floats]:
     rows, scores = np.full((len(queries), n), -1, np.int32), np.full((len(queries), n), -np.inf, np.float32)
     lengths = np.linalg.norm(queries, axis=1)
-    # Two sums of E products each differ by no more than this share of both lengths (Higham, section 3.1).
-    share = 2 * (queries.shape[1] + 1) * float(np.finfo(np.float32).eps)
     for start, part in gallery.parts():
-        slack = share * lengths * float(np.linalg.norm(part, axis=1).max())
+        slack = rounding(lengths, part)
         for first in range(0, len(queries), BLOCK):
             block = slice(first, first + BLOCK)
             found = _better(queries[block], part, scores[block, -1], slack[block], n)

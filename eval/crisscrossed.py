@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, MissingFeatures
-from ..stores.dtypes import to_float32
 from ..stores.items import caption_key
 from .benchmarks import _retrieval, cxc
 from .metrics import percent
+from .references import pooled_units
 from .sources import KS, Sources
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ def _unit(store: Store, kind: Any, keys: Sequence[str]) -> Floats:
     if lacking:
         what = f"the store {store.path} lacks {len(lacking):,} of {len(set(keys)):,} {kind}s of benchmark 'cxc'"
         raise MissingFeatures(what, f"Add them: compal extract --backbone {store.spec.backbone} --benchmark cxc")
-    values = to_float32(store.pooled(kind, list(keys)))
-    unit: Floats = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-    return unit
+    return pooled_units(store, kind, keys)
 
 
 def _placed(rated: Rated, left: dict[str, int], right: dict[str, int]) -> tuple[Any, Any, Any]:

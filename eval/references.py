@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UnknownName
+from ..stores.dtypes import to_float32
 
 if TYPE_CHECKING:
     from ..stores.store import Store
@@ -87,14 +88,15 @@ def random_scores(seed: int = 0) -> Random:
     return Random(seed)
 
 
-def _unit(store: Store, kind: Any, keys: Sequence[str]) -> Floats:
-    """Pooled embeddings (N, E), float32, of length 1. numpy has no bfloat16: its bits come as uint16."""
-    stored = store.pooled(kind, list(keys))
-    if stored.dtype == np.uint16:
-        stored = (stored.astype(np.uint32) << 16).view(np.float32)
-    values = stored.astype(np.float32)
-    unit: Floats = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-    return unit
+def unit(values: Floats) -> Floats:
+    """Rows (N, E) of length 1; a row of zeros stays."""
+    found: Floats = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    return found
+
+
+def pooled_units(store: Store, kind: Any, keys: Sequence[str]) -> Floats:
+    """Pooled embeddings (N, E), float32, of length 1."""
+    return unit(to_float32(store.pooled(kind, list(keys))))
 
 
 class Pooled:
@@ -105,7 +107,7 @@ class Pooled:
 
     def vectors(self, kind: str, keys: Sequence[str]) -> Floats:
         """Unit vectors (N, E) whose products are the scores."""
-        return self.image(keys) if kind == "image" else _unit(self.store, "text", keys)
+        return self.image(keys) if kind == "image" else pooled_units(self.store, "text", keys)
 
     def __call__(self, images: Sequence[str], captions: Sequence[str], pairs: Pairs) -> Floats:
         left, right = self.vectors("image", images), self.vectors("text", captions)
@@ -120,11 +122,11 @@ def text_only(store: Store, captions: Sequence[str]) -> Pooled:
     distinct = sorted(set(captions))
     total = np.zeros(store.spec.pooled_dim, np.float64)
     for start in range(0, len(distinct), READ_ROWS):
-        total += _unit(store, "text", distinct[start : start + READ_ROWS]).sum(axis=0, dtype=np.float64)
+        total += pooled_units(store, "text", distinct[start : start + READ_ROWS]).sum(axis=0, dtype=np.float64)
     mean = (total / max(float(np.linalg.norm(total)), 1e-12)).astype(np.float32)
     return Pooled(store, lambda keys: np.broadcast_to(mean, (len(keys), len(mean))))
 
 
 def cosine(store: Store) -> Pooled:
     """Global cosine of pooled image and caption embeddings."""
-    return Pooled(store, lambda keys: _unit(store, "image", keys))
+    return Pooled(store, lambda keys: pooled_units(store, "image", keys))

@@ -15,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from ..errors import InputError, SpecMismatch, UsageError
-from .references import Floats, KeyScorer, Pairs
+from .references import Floats, KeyScorer, Pairs, unit
 from .sources import Group
 
 if TYPE_CHECKING:
@@ -219,9 +219,9 @@ def _matrix(group: Group, asked: Judge, label: str) -> Floats:
     if asked.vectors is None:
         block = _tiled(group, asked, label)
         return _by_class(block.T, group.classes).T if group.classes else block
-    images, rows = _distinct(asked.vectors("image", group.images))
+    images, rows = distinct(asked.vectors("image", group.images))
     texts = asked.vectors("text", group.captions)
-    captions, columns = _distinct(_ensembles(texts, group.classes) if group.classes else texts)
+    captions, columns = distinct(_ensembles(texts, group.classes) if group.classes else texts)
     block = images @ captions.T
     if len(images) == 1:  # the image is not looked at
         return np.broadcast_to(block[:, columns], (len(rows), len(columns)))
@@ -229,7 +229,7 @@ def _matrix(group: Group, asked: Judge, label: str) -> Floats:
     return block if len(captions) == len(columns) else block[:, columns]
 
 
-def _distinct(vectors: Floats) -> tuple[Floats, NDArray[np.int64]]:
+def distinct(vectors: Floats) -> tuple[Floats, NDArray[np.int64]]:
     """Vectors without repetitions, and which of them each row is. In a matrix product, equal rows at different places
     can differ in the last bit, and a tie would look like a decision."""
     seen: dict[bytes, int] = {}
@@ -243,9 +243,8 @@ def _ensembles(vectors: Floats, classes: Sequence[int]) -> Floats:
     """A vector a class: the mean of those of its prompts, each made as long as the next, then made so long again
     (Radford et al., arXiv 2103.00020, section 3.1.4)."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = vectors / np.maximum(lengths, 1e-12)
-    means, sizes = _by_class(unit, classes), _by_class(lengths, classes)
-    found: Floats = (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12) * sizes).astype(np.float32)
+    means, sizes = _by_class(vectors / np.maximum(lengths, 1e-12), classes), _by_class(lengths, classes)
+    found: Floats = (unit(means) * sizes).astype(np.float32)
     return found
 
 
@@ -280,8 +279,7 @@ def text_similarities(groups: list[Group], asked: Judge) -> NDArray[np.float32] 
         return None
     captions: dict[str, int] = {}
     rows = np.array([[captions.setdefault(key, len(captions)) for key in group.captions] for group in groups], np.int64)
-    vectors = asked.vectors("text", list(captions))
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    columns = [(unit[rows[:, one]] * unit[rows[:, other]]).sum(axis=1) for one, other in ((0, 1), (0, 2), (1, 2))]
+    vectors = unit(asked.vectors("text", list(captions)))
+    columns = [(vectors[rows[:, one]] * vectors[rows[:, other]]).sum(axis=1) for one, other in ((0, 1), (0, 2), (1, 2))]
     found: NDArray[np.float32] = np.stack(columns, axis=1).astype(np.float32)
     return found

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 from numpy.typing import NDArray
 
-from .candidates import PART, Floats, Gallery, Ints, products
+from .candidates import PART, Floats, Gallery, Ints, products, rounding
 from .retrieval import QUERIES, Side, sides_of
-from .scoring import Block, Judge, Vectors
+from .scoring import Block, Judge, Vectors, distinct
 from .sources import Group
 
 MATRIX = 1 << 30
@@ -91,11 +90,11 @@ def _own(asked: Floats, query: Ints, right: Ints, gallery: Gallery) -> Floats:
 def _count(asked: Floats, query: Ints, own: Floats, gallery: Gallery, counts: tuple[Ints, Ints]) -> None:
     """Add to the counts, in place, how much of the gallery is above every right answer and equal to it."""
     above, equal = counts
-    share = 2 * (asked.shape[1] + 1) * float(np.finfo(np.float32).eps)  # as in `candidates`
     lengths = np.linalg.norm(asked, axis=1)
     for _, part in gallery.parts():
-        rows, times = _distinct(part)
-        slack = (share * float(np.linalg.norm(rows, axis=1).max()) * lengths)[query]
+        rows, numbers = distinct(part)  # a reference that does not look at the image has one vector for all
+        times = np.bincount(numbers)
+        slack = rounding(lengths, rows)[query]
         for first in range(0, len(own), BLOCK):
             some = slice(first, first + BLOCK)
             block, place = np.unique(query[some], return_inverse=True)
@@ -106,15 +105,6 @@ def _count(asked: Floats, query: Ints, own: Floats, gallery: Gallery, counts: tu
             above[some] += np.count_nonzero(sure, axis=1) if len(rows) == len(part) else sure @ times
             np.add.at(above[some], entry, times[row] * (values > own[some][entry]))
             np.add.at(equal[some], entry, times[row] * (values == own[some][entry]))
-
-
-def _distinct(part: Floats) -> tuple[Floats, Ints]:
-    """The rows of a part without repetitions, and how often each stands there: a reference that does not look at the
-    image has one vector for all."""
-    seen: dict[bytes, int] = {}
-    numbers = np.array([seen.setdefault(xxhash.xxh3_128_digest(row.data), len(seen)) for row in part], np.int64)
-    first = np.unique(numbers, return_index=True)[1]
-    return part[first], np.bincount(numbers)
 
 
 def _among_right(side: Side, own: Floats) -> tuple[NDArray[Any], NDArray[Any]]:
