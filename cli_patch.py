@@ -48,13 +48,6 @@ Roots = Annotated[
     list[str] | None,
     typer.Option("--root", help="A benchmark's files; repeat.", metavar="BENCHMARK=FOLDER", rich_help_panel="What"),
 ]
-Images = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--images", help="A benchmark's photographs, if not below its root; repeat.", metavar="BENCHMARK=FOLDER",
-        rich_help_panel="What",
-    ),
-]  # fmt: skip
 Plot = Annotated[
     Path | None, typer.Option("--plot", help="Draw the curve: FILE.svg, .pdf, .png or .html.", rich_help_panel="Output")
 ]
@@ -67,7 +60,7 @@ def patch(
     name: Name = "",
     benchmark: Benchmarks = None,
     root: Roots = None,
-    images: Images = None,
+    images: options.ImagesOf = None,
     limit: options.Limit = None,
     extract_: options.ExtractFirst = False,
     plot: Plot = None,

@@ -51,13 +51,6 @@ Roots = Annotated[
         rich_help_panel="What", show_default="compal.toml's",
     ),
 ]  # fmt: skip
-Images = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--images", help="A benchmark's photographs, if not below its root; repeat.", metavar="BENCHMARK=FOLDER",
-        rich_help_panel="What",
-    ),
-]  # fmt: skip
 Title = Annotated[str, typer.Option("--title", help="Heading of the report.", rich_help_panel="Output")]
 Serve = Annotated[
     int | None,
@@ -90,7 +83,7 @@ def view(  # noqa: PLR0913 - one parameter per command-line option
     align: Align = None,
     measure: Measure = False,
     root: Roots = None,
-    images: Images = None,
+    images: options.ImagesOf = None,
     ties: options.Ties = "lose",
     out: Out = None,
     title: Title = "compal report",

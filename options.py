@@ -105,6 +105,12 @@ Present = Annotated[bool, _option(WHAT, "List the benchmarks: what is here, and 
 ReportFile = Annotated[Path | None, _option(OUTPUT, "File of --format html.", "--out", show_default="none")]
 Drop = Annotated[list[str] | None, _option(OUTPUT, "Row to leave out; repeat for several.")]
 
+ImagesOf = Annotated[
+    list[str] | None,
+    _option(
+        WHAT, "A benchmark's photographs, if not below its root; repeat.", "--images", metavar="BENCHMARK=FOLDER",
+    ),
+]  # fmt: skip
 ReRank = Annotated[
     str,
     _option(
