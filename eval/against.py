@@ -91,6 +91,11 @@ def explain(rows: Sequence[ResultRow], peer: str, model: str = "") -> list[Expla
     scored = [row for row in rows if row.folder and _is_model(row, bool(model))]
     shared = {one.benchmark for one in published.definitions(name)}
     here = [row for row in scored if row.benchmark in shared]
+    if not here and any(row.benchmark in shared for row in rows if row.role != "chance"):
+        labels = ", ".join(dict.fromkeys(row.label for row in rows if row.role != "chance"))
+        raise InputError(
+            f"of no row here ({labels}) is it known which model it is", f"Say {name}'s name of it: --model."
+        )
     if not here:
         have = ", ".join(sorted({row.benchmark for row in rows})) or "none"
         cure = f"It has {', '.join(sorted(shared))}; score one: compal eval NAME."

@@ -209,6 +209,9 @@ def test_answers_without_scores_have_no_rule_of_ties(scored, tmp_path):
     one = of(found, "SugarCrepe text_acc", "lab")
     assert (one.ours, one.left, one.steps) == (50.0, 0.0, ())
     assert "do not tell ties" in one.named["ties"]
+    lab = [row for row in load_results(tmp_path / "scores") if row.label == "lab"]
+    with pytest.raises(InputError, match=r"of no row here \(lab\) is it known which model it is\. .*--model"):
+        against.explain(lab, mteb(tmp_path, "SugarCrepe", text_acc=0.5))
 
 
 # --- what is known of the peers ----------------------------------------------------------------------------------
