@@ -29,7 +29,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 # mypy needs a folder that is named like the package; the checkout may be named anything.
-ROOMS := $(wildcard *.py) py.typed stores world pipeline align eval assets
+ROOMS := $(wildcard *.py) py.typed api cli console stores world pipeline align eval assets
 types: setup
 	@rm -rf build/typed && mkdir -p build/typed/compal && ln -s $(addprefix "$(CURDIR)"/,$(ROOMS)) build/typed/compal/
 	cd build/typed && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p compal

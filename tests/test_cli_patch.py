@@ -11,11 +11,12 @@ import pytest
 import torch
 from command_line import run
 
-from compal import api, cli_patch
+from compal import api
 from compal.align.checkpoint import load_scorer, save_scorer
 from compal.align.recipe import load_recipe
 from compal.align.runs import describe
 from compal.align.scorer import Dims, build_head
+from compal.cli import patch as cli_patch
 from compal.pipeline import tuned
 from compal.pipeline.encoder import load_encoder, resolve
 from compal.workspace import Workspace

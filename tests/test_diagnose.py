@@ -14,11 +14,12 @@ import torch
 from command_line import run
 from PIL import Image
 
-from compal import api, cli_diagnose, diagnose, diagnose_cost
+from compal import api, diagnose, diagnose_cost
 from compal.align.checkpoint import save_scorer
 from compal.align.recipe import load_recipe
 from compal.align.runs import describe
 from compal.align.scorer import Dims, build_head
+from compal.cli import diagnose as cli_diagnose
 from compal.errors import InputError
 from compal.eval.benchmarks import shapes
 from compal.eval.ladder import compared

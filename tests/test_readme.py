@@ -18,14 +18,8 @@ PAGES = {
     for name in (
         "README.md",
         "CONTRIBUTING.md",
-        "cli.py",
-        "cli_diagnose.py",
-        "cli_eval.py",
-        "cli_negatives.py",
-        "cli_patch.py",
-        "cli_share.py",
-        "cli_store.py",
         "demo.py",
+        *(f"cli/{file.name}" for file in (ROOT / "cli").glob("*.py")),
         *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
     )
 }

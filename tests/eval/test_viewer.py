@@ -21,7 +21,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from compal import api
 from compal.align.recipe import load_recipe
-from compal.cli_view import write
+from compal.cli.view import write
 from compal.config import to_dict
 from compal.errors import InputError, UnknownName, UsageError
 from compal.eval import outcomes, results

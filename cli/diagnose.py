@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import UnknownName, UsageError
 from . import options
-from .cli_extract import choose, sources_of
-from .cli_store import find_workspace
-from .errors import UnknownName, UsageError
+from .extract import choose, sources_of
+from .store import find_workspace
 
 if TYPE_CHECKING:
-    from .diagnose import Planned
+    from ..diagnose import Planned
 
 FORMATS = ("table", "md", "csv", "json")
 
@@ -54,7 +54,7 @@ Categories = Annotated[
 ]
 
 
-def diagnose(  # noqa: PLR0913 - one parameter per command-line option
+def diagnose(
     benchmark: Judge = "shapes",
     backbone: options.Backbone = "",
     crops: Crops = None,
@@ -85,9 +85,9 @@ def diagnose(  # noqa: PLR0913 - one parameter per command-line option
 
     Example: compal diagnose shapes --split unseen_counts --crops 18 --crops 70 --limit 20 --dry-run
     """
-    from . import console
-    from . import diagnose as ladders
-    from .eval import ladder, ladder_chart, picture
+    from .. import console
+    from .. import diagnose as ladders
+    from ..eval import ladder, ladder_chart, picture
 
     format_ = "json" if as_json else format_
     if format_ not in FORMATS:
@@ -120,7 +120,7 @@ def diagnose(  # noqa: PLR0913 - one parameter per command-line option
 
 def _show_plan(rungs: list[Planned], seconds: float | None, as_json: bool) -> None:
     """What a ladder would take, rung by rung."""
-    from .console import duration, print_json, size
+    from ..console import duration, print_json, size
 
     if as_json:
         print_json({"rungs": [dataclasses.asdict(rung) for rung in rungs], "seconds": seconds})

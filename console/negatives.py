@@ -6,10 +6,10 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from .console import print_json
+from . import print_json
 
 if TYPE_CHECKING:
-    from .pipeline.negation import Plan
+    from ..pipeline.negation import Plan
 
 EASY = 0.7  # area under the curve from which the report warns
 Rows = list[tuple[str, str]]

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
 from . import options
-from .cli_store import find_workspace
-from .errors import UsageError
+from .store import find_workspace
 
 if TYPE_CHECKING:
-    from .eval.sources import Sources
-    from .workspace import Workspace
+    from ..eval.sources import Sources
+    from ..workspace import Workspace
 
 
 def choose(workspace: Workspace, backbone: str, data: str | None = None) -> tuple[str, str]:
@@ -35,7 +35,7 @@ def sources_of(
     split: str | None, limit: int | None, variant: str | None = None,
 ) -> Sources:  # fmt: skip
     """Where a benchmark's files are: given, or in compal.toml."""
-    from .eval.sources import Sources
+    from ..eval.sources import Sources
 
     return Sources(root or workspace.root_for(benchmark), images, allow_missing, split, limit, variant)
 
@@ -49,7 +49,7 @@ def led(command: Callable[..., None]) -> Callable[..., None]:
         if given.get("engine") != "torchrun":
             command(**given)
             return
-        from .pipeline.engines.torchrun import ranks
+        from ..pipeline.engines.torchrun import ranks
 
         with ranks() as leading:
             if leading:
@@ -100,8 +100,8 @@ def extract(
 
     Example: compal extract --backbone shapes-vit --data shapes --limit 50 --dry-run
     """
-    from . import api, console
-    from .pipeline.plan import ExtractConfig
+    from .. import api, console
+    from ..pipeline.plan import ExtractConfig
 
     workspace = find_workspace(work)
     _refuse_both(benchmark, variant, data or split or negatives or phrases)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .workspace import Workspace
+    from ..workspace import Workspace
 
 
 def fit_all(
@@ -15,7 +15,7 @@ def fit_all(
 ) -> None:
     """Fit what of the table of `data` is not fitted yet, a line a run; with `dry_run` only say which. `backbone`, if
     given, and `settings` stand above the table's."""
-    from . import console, experiments
+    from .. import console, experiments
 
     table = experiments.read_table(experiments.table_of(data))
     table = dataclasses.replace(table, backbone=backbone or table.backbone)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options
-from .cli_store import find_workspace
+from .store import find_workspace
 
 if TYPE_CHECKING:
-    from .eval.results import ResultRow
+    from ..eval.results import ResultRow
 
 ResultsFile = Annotated[
     Path,
@@ -67,9 +67,9 @@ def import_(
 
     Example: compal import results/openai__clip-vit-base-patch32 --as "CLIP B/32 (mteb)" --benchmark sugarcrepe
     """
-    from .eval import report
-    from .eval.imports import import_results
-    from .eval.results import load_results
+    from ..eval import report
+    from ..eval.imports import import_results
+    from ..eval.results import load_results
 
     scores = find_workspace(work).path / "scores"
     saved = import_results(file.expanduser(), label, scores, benchmark, model)
@@ -81,6 +81,6 @@ def import_(
 
 def explain(rows: Sequence[ResultRow], peer: str, model: str, fmt: str) -> None:
     """Print why the numbers of `peer` differ from those of `rows`."""
-    from .eval import against
+    from ..eval import against
 
     print(against.rendered(against.explain(rows, peer, model), fmt), end="")

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ..errors import UnknownName, UsageError
 from . import options
-from .cli_store import find_workspace
-from .errors import UnknownName, UsageError
+from .store import find_workspace
 
 FORMATS = ("table", "md", "csv", "json")
 
@@ -80,9 +80,10 @@ def patch(
 
     Example: compal patch init mine --alpha 0:1:0.25 --benchmark shapes:in_domain --benchmark shapes-retrieval --limit 20 --extract --plot curve.svg
     """  # noqa: E501 - an example is a line
-    from . import api, console, console_patch, sweep_scores
-    from .eval import curve, picture
-    from .sweep import open_sweep
+    from .. import api, console, sweep_scores
+    from ..console import patch as console_patch
+    from ..eval import curve, picture
+    from ..sweep import open_sweep
 
     format_ = "json" if as_json else format_
     if format_ not in FORMATS:

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .console import duration, print_json, size
+from . import duration, print_json, size
 
 if TYPE_CHECKING:
-    from .eval.tradeoff import Tradeoff
-    from .sweep import Patched
-    from .sweep_scores import Plan
+    from ..eval.tradeoff import Tradeoff
+    from ..sweep import Patched
+    from ..sweep_scores import Plan
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:
@@ -32,7 +32,7 @@ def show_plan(plan: Plan, as_json: bool) -> None:
 
 def show_sweep(runs: Sequence[Patched], found: Tradeoff | None, format_: str) -> None:
     """The runs, and after them what they score if that was asked; in JSON one document."""
-    from .eval.tradeoff import as_data, render
+    from ..eval.tradeoff import as_data, render
 
     if format_ == "json":
         data: dict[str, Any] = {"runs": [dataclasses.asdict(run) for run in runs]}

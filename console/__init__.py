@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from .align.fit import Progress, RunResult
-    from .eval.inventory import Entry
-    from .fit_plan import FitPlan
-    from .pipeline.extract import Summary
-    from .pipeline.preview import Preview
-    from .stores.verify import Problem
-    from .workspace import Workspace
+    from ..align.fit import Progress, RunResult
+    from ..eval.inventory import Entry
+    from ..fit_plan import FitPlan
+    from ..pipeline.extract import Summary
+    from ..pipeline.preview import Preview
+    from ..stores.verify import Problem
+    from ..workspace import Workspace
 
 PLURAL = {"image": "images", "text": "captions"}
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import InputError, UnknownName, UsageError
 from . import options
-from .cli_store import SHARE, find_workspace, store_app, store_path
-from .errors import InputError, UnknownName, UsageError
+from .store import SHARE, find_workspace, store_path
+from .store import store_app as store_app
 
 if TYPE_CHECKING:
-    from .workspace import Remote, Workspace
+    from ..workspace import Remote, Workspace
 
 
 def chosen_remote(workspace: Workspace, name: str) -> Remote:
@@ -26,7 +27,7 @@ def chosen_remote(workspace: Workspace, name: str) -> Remote:
 
 def remote_name(remote: Remote, beginning: str) -> str:
     """The store on the remote whose name begins so; the only one where none is named."""
-    from .stores.remotes.transfer import remote_stores
+    from ..stores.remotes.transfer import remote_stores
 
     known = [store.name for store in remote_stores(remote)]
     if not known:
@@ -52,8 +53,9 @@ def push(
 
     Example: compal store push --remote s3://bucket/features
     """
-    from . import console, console_store
-    from .stores.remotes import transfer
+    from .. import console
+    from ..console import store as console_store
+    from ..stores.remotes import transfer
 
     target = chosen_remote(find_workspace(work), remote)
     with console.Ticking() as ticking:
@@ -77,8 +79,9 @@ def pull(
 
     Example: compal store pull shapes-vit --data shapes --split validation
     """
-    from . import api, console, console_store
-    from .stores.remotes import transfer
+    from .. import api, console
+    from ..console import store as console_store
+    from ..stores.remotes import transfer
 
     workspace = find_workspace(work)
     if split and not data:
@@ -106,8 +109,8 @@ def trust(
 
     Example: compal store trust shapes-vit --remote team --forget
     """
-    from . import console_store
-    from .stores.remotes import trust as pins
+    from ..console import store as console_store
+    from ..stores.remotes import trust as pins
 
     source = chosen_remote(find_workspace(work), remote)
     name = remote_name(source, store)
@@ -124,8 +127,8 @@ def list_remote(work: Path | None) -> list[dict[str, object]]:
     """The stores on every remote of compal.toml; one that does not answer is listed with its problem."""
     import dataclasses
 
-    from .errors import RemoteError
-    from .stores.remotes.transfer import remote_stores
+    from ..errors import RemoteError
+    from ..stores.remotes.transfer import remote_stores
 
     found: list[dict[str, object]] = []
     for remote in find_workspace(work).remotes:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ..errors import InputError, UnknownName, UsageError
 from . import options
-from .errors import InputError, UnknownName, UsageError
 
 if TYPE_CHECKING:
-    from .workspace import Workspace
+    from ..workspace import Workspace
 
 store_app = typer.Typer(no_args_is_help=True, help="Feature stores: look, prove, keep in order, share, convert.")
 
@@ -20,7 +20,7 @@ LOOK, KEEP, SHARE, CONVERT = "Look", "Keep in order", "Share", "Convert"
 
 def find_workspace(work: Path | None) -> Workspace:
     """The workspace that `--work` names, else the one of the current folder."""
-    from .workspace import Workspace
+    from ..workspace import Workspace
 
     return Workspace.find().at(work) if work else Workspace.find()
 
@@ -55,8 +55,8 @@ def info(store: options.StoreName = "", as_json: options.Json = False, work: opt
 
     Example: compal store info shapes-vit --json
     """
-    from . import console
-    from .stores.store import Store
+    from .. import console
+    from ..stores.store import Store
 
     console.show_info(Store.open(store_path(store, work)).info(), as_json)
 
@@ -74,8 +74,8 @@ def verify(
 
     Example: compal store verify shapes-vit --no-deep
     """
-    from . import console
-    from .stores.verify import verify as check
+    from .. import console
+    from ..stores.verify import verify as check
 
     path = store_path(store, work)
     problems = check(path, deep)
@@ -97,8 +97,8 @@ def log(
 
     Example: compal store log shapes-vit --json
     """
-    from . import console_store
-    from .stores import history
+    from ..console import store as console_store
+    from ..stores import history
 
     console_store.show_log(history.log(store_path(store, work), limit), as_json)
 
@@ -117,8 +117,8 @@ def diff(
 
     Example: compal store diff mine /share/theirs --atol 0.001
     """
-    from . import console_store
-    from .stores.diff import diff as compare
+    from ..console import store as console_store
+    from ..stores.diff import diff as compare
 
     found = compare(store_path(store, work), store_path(other, work), atol, rtol, limit)
     console_store.show_difference(found, as_json)
@@ -137,8 +137,8 @@ def restore(
 
     Example: compal store restore shapes-vit 3
     """
-    from . import console_store
-    from .stores import history
+    from ..console import store as console_store
+    from ..stores import history
 
     path = store_path(store, work)
     number = history.restore(path, version)
@@ -159,8 +159,9 @@ def compact(
 
     Example: compal store compact shapes-vit --dry-run
     """
-    from . import console, console_store
-    from .stores.upkeep import compact as rewrite
+    from .. import console
+    from ..console import store as console_store
+    from ..stores.upkeep import compact as rewrite
 
     with console.Ticking() as ticking:
         path = store_path(store, work)
@@ -182,8 +183,8 @@ def gc(
 
     Example: compal store gc shapes-vit --days 0
     """
-    from . import console_store
-    from .stores.upkeep import gc as collect
+    from ..console import store as console_store
+    from ..stores.upkeep import gc as collect
 
     console_store.show_result(collect(store_path(store, work), days, dry_run), as_json)
 
@@ -199,8 +200,9 @@ def merge(
 
     Example: compal store merge /scratch/a /scratch/b --into /share/all
     """
-    from . import console, console_store
-    from .stores.remotes.transfer import merge as join
+    from .. import console
+    from ..console import store as console_store
+    from ..stores.remotes.transfer import merge as join
 
     with console.Ticking() as ticking:
         done = join([store_path(one, work) for one in sources], into, ticking.tick)
@@ -219,8 +221,9 @@ def cast(
 
     Example: compal store cast shapes-vit --dtype int8
     """
-    from . import console, console_store
-    from .stores.cast import cast as convert
+    from .. import console
+    from ..console import store as console_store
+    from ..stores.cast import cast as convert
 
     with console.Ticking() as ticking:
         path = store_path(store, work)
@@ -247,8 +250,9 @@ def export_(
 
     Example: compal store export shapes-vit shards --format webdataset
     """
-    from . import console_store, registry
-    from .stores.store import Store
+    from .. import registry
+    from ..console import store as console_store
+    from ..stores.store import Store
 
     module = registry.load("formats", format_ or _by_suffix(path))
     console_store.show_result(module.export(Store.open(store_path(store, work)), path), as_json)
@@ -271,7 +275,8 @@ def import_(
 
     Example: compal store import theirs.h5 --into /data/stores --map keys=ids --map pooled=features
     """
-    from . import console_store, registry
+    from .. import registry
+    from ..console import store as console_store
 
     name = format_ or _by_suffix(path)
     module = registry.load("formats", name)
@@ -290,7 +295,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _by_suffix(path: Path) -> str:
-    from . import registry
+    from .. import registry
 
     suffixes = {registry.load("formats", name).SUFFIX: name for name in registry.names("formats")}
     for suffix, name in suffixes.items():

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import UsageError
 from . import options
-from .cli_store import find_workspace
-from .errors import UsageError
+from .store import find_workspace
 
 if TYPE_CHECKING:
-    from .eval.results import ResultRow
-    from .eval.viewer.gather import Gathered
-    from .eval.viewer.items import Options
-    from .workspace import Workspace
+    from ..eval.results import ResultRow
+    from ..eval.viewer.gather import Gathered
+    from ..eval.viewer.items import Options
+    from ..workspace import Workspace
 
 What = Annotated[
     list[str] | None,
@@ -77,7 +77,7 @@ Up = Annotated[
 ]
 
 
-def view(  # noqa: PLR0913 - one parameter per command-line option
+def view(
     what: What = None,
     items: Items = 240,
     align: Align = None,
@@ -121,7 +121,7 @@ def view(  # noqa: PLR0913 - one parameter per command-line option
 def show(path: Path, serve: int | None, open_: bool) -> None:
     """Serve a report until interrupted, or open it where there is somebody to see it."""
     if serve is not None:
-        from .eval.viewer.serve import server
+        from ..eval.viewer.serve import server
 
         with server(path, serve) as running:
             print(f"http://127.0.0.1:{running.server_port}/  (Ctrl-C ends it)", file=sys.stderr, flush=True)
@@ -134,10 +134,10 @@ def show(path: Path, serve: int | None, open_: bool) -> None:
 
 def write(rows: Sequence[ResultRow], path: Path, asked: Options | None, measure: bool = False, title: str = "") -> None:
     """Write the report of rows to a file. Raises `InputError` where libraries lack or the disk does not take it."""
-    from .console import Ticking
-    from .eval.viewer import page
-    from .stores.files import disk_errors
-    from .workspace import write_atomically
+    from ..console import Ticking
+    from ..eval.viewer import page
+    from ..stores.files import disk_errors
+    from ..workspace import write_atomically
 
     page.check()
     with Ticking() as ticking:
@@ -149,15 +149,15 @@ def write(rows: Sequence[ResultRow], path: Path, asked: Options | None, measure:
 
 
 def _gathered(rows: Sequence[ResultRow], measure: bool, tick: Callable[[str, int, int], None]) -> Gathered:
-    from .eval.viewer.costs import measured
-    from .eval.viewer.gather import gather
+    from ..eval.viewer.costs import measured
+    from ..eval.viewer.gather import gather
 
     found = gather(rows, tick)
     return measured(found, tick) if measure else found
 
 
 def _rows(workspace: Workspace, what: Sequence[str] | None, ties: str) -> list[ResultRow]:
-    from .cli_eval import chosen
+    from .evaluate import chosen
 
     return chosen(workspace, what or (), ties, "")
 
@@ -165,8 +165,8 @@ def _rows(workspace: Workspace, what: Sequence[str] | None, ties: str) -> list[R
 def _options(
     workspace: Workspace, items: int, align: list[str] | None, root: list[str] | None, images: list[str] | None
 ) -> Options:
-    from .cli_patch import folders
-    from .eval.viewer.items import Options
+    from ..eval.viewer.items import Options
+    from .patch import folders
 
     roots, photographs = folders("--root", root), folders("--images", images)
 
@@ -176,7 +176,7 @@ def _options(
     return Options(items=items, aligned=tuple(align or ()), roots=of)
 
 
-def plot(  # noqa: PLR0913 - one parameter per command-line option
+def plot(
     chart: Chart,
     what: Rows = None,
     x: Across = "",
@@ -192,9 +192,9 @@ def plot(  # noqa: PLR0913 - one parameter per command-line option
 
     Example: compal plot categories --y "shapes unseen_counts group" --out categories.svg
     """
-    from .console import Ticking
-    from .eval import picture
-    from .eval.viewer import export
+    from ..console import Ticking
+    from ..eval import picture
+    from ..eval.viewer import export
 
     picture.check(out, "--out")
     workspace = find_workspace(work)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import __version__
+from .. import __version__
 
 
 def _version(asked: bool) -> None:

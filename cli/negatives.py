@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import UnknownName, UsageError
 from . import options
-from .cli_store import find_workspace
-from .errors import UnknownName, UsageError
+from .store import find_workspace
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .pipeline.negation import Negation
-    from .workspace import Workspace
+    from ..pipeline.negation import Negation
+    from ..workspace import Workspace
 
 FORMATS = ("table", "md", "json")
 
@@ -62,8 +62,8 @@ def negatives(
 
     Example: compal negatives --report shapes-train-swap --format md
     """
-    from . import console_negatives
-    from .pipeline import negatives_table
+    from ..console import negatives as console_negatives
+    from ..pipeline import negatives_table
 
     format_ = "json" if as_json else format_
     if format_ not in FORMATS:
@@ -81,7 +81,7 @@ def negatives(
             console_negatives.show_plan(negation.plan(), as_json)
             return
         path = _run(negation)
-    from .pipeline.negatives_report import report as judge
+    from ..pipeline.negatives_report import report as judge
 
     console_negatives.show_report(judge(negatives_table.read(path), seed), format_)
 
@@ -89,8 +89,8 @@ def negatives(
 def _negation(
     workspace: Workspace, method: str, data: str, split: str, limit: int | None, seed: int, settings: list[str] | None
 ) -> Negation:
-    from . import api
-    from .pipeline.negation import Negation, Request
+    from .. import api
+    from ..pipeline.negation import Negation, Request
 
     chosen, origin = workspace.choose("data", data, "shapes")
     name = api.dataset_name(chosen)
@@ -103,7 +103,7 @@ def _negation(
 
 
 def _run(negation: Negation) -> Path:
-    from . import console
+    from .. import console
 
     if negation.path.is_file():
         print("these negatives are there already", file=sys.stderr)

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UnknownName, UsageError
 from . import options
-from .cli_extract import choose, sources_of
-from .cli_peers import Against, PeersModel, explain
-from .cli_store import find_workspace
-from .errors import UnknownName, UsageError
+from .extract import choose, sources_of
+from .peers import Against, PeersModel, explain
+from .store import find_workspace
 
 if TYPE_CHECKING:
-    from .eval.results import ResultRow
-    from .workspace import Workspace
+    from ..eval.results import ResultRow
+    from ..workspace import Workspace
 
 
 def evaluate(
@@ -58,13 +58,13 @@ def evaluate(
 
     Example: compal eval --list
     """
-    from . import api, console
-    from .eval import report as reporting
-    from .eval.retrieval import planned
+    from .. import api, console
+    from ..eval import report as reporting
+    from ..eval.retrieval import planned
 
     workspace = find_workspace(work)
     if list_:
-        from .eval.inventory import inventory
+        from ..eval.inventory import inventory
 
         console.show_benchmarks(inventory(workspace.root_for), as_json)
         return
@@ -92,7 +92,7 @@ def _check_peer(against: str, model: str) -> None:
     if model and not against:
         raise UsageError("--model is the model of --against", "Name the evaluator: --against PEER[:FILE].")
     if against:
-        from .eval.published import named
+        from ..eval.published import named
 
         named(against)
 
@@ -129,9 +129,9 @@ def report(
 
     Example: compal report --format html --out report.html
     """
-    from .eval import compare as comparing
-    from .eval import report as reporting
-    from .eval import seeds as over
+    from ..eval import compare as comparing
+    from ..eval import report as reporting
+    from ..eval import seeds as over
 
     if metric and not compare:
         raise UsageError("--metric says what to compare", "Name the row to compare with: --compare ROW.")
@@ -148,7 +148,7 @@ def report(
     workspace = find_workspace(work)
     rows = chosen(workspace, what or (), ties, compare)
     if out:
-        from .cli_view import write
+        from .view import write
 
         write(rows, out, None)
         return
@@ -164,8 +164,8 @@ def report(
 def chosen(workspace: Workspace, what: Sequence[str], rule: str, compare: str) -> list[ResultRow]:
     """The saved rows of the folders named, else the workspace's; of labels named, those, the references beside them
     and the row to compare with."""
-    from .eval.results import load_results
-    from .eval.ties import check
+    from ..eval.results import load_results
+    from ..eval.ties import check
 
     check(rule)
     folders = [Path(name) for name in what if Path(name).exists()]

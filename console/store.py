@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import print_json
+from . import print_json
 
 if TYPE_CHECKING:
-    from .stores.diff import Difference
-    from .stores.history import LogEntry
+    from ..stores.diff import Difference
+    from ..stores.history import LogEntry
 
 
 def show_fact(facts: dict[str, Any], as_json: bool) -> None:

@@ -1,0 +1,72 @@
+"""The command line: parse, call one function, print, turn errors into one line. Imports lazily.
+
+Results go to stdout, progress to stderr. Exit codes: 0 good, 1 fixable input, 2 usage, 3 verification
+failed, 4 remote, 130 interrupted (start the same command again: it goes on where it was).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import typer
+
+from ..errors import CompalError
+from . import diagnose, evaluate, extract, fit, look, negatives, options, patch, peers, view
+from .share import store_app
+
+app = typer.Typer(
+    help="Extract frozen dual-encoder features once, train alignment heads from the store, score benchmarks honestly.",
+    epilog="Three stages, each useful alone: extract → fit → eval. See it happen in minutes: compal demo",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The entry point: run a command, print an error as one line, exit with its code."""
+    try:
+        app()
+    except CompalError as error:
+        if os.environ.get("COMPAL_TRACEBACK"):
+            raise
+        if not error.relayed:
+            print(f"compal: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("compal: interrupted. Start the same command again; it goes on where it was.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.callback()
+def _root(
+    version: options.Version = False,
+) -> None:
+    pass
+
+
+# In the order of the panels and of the help page. Commands of `compal store` register themselves.
+COMMANDS: tuple[tuple[str, str, Callable[..., None]], ...] = (
+    ("The three stages", "extract", extract.extract),
+    ("The three stages", "fit", fit.fit),
+    ("The three stages", "eval", evaluate.evaluate),
+    ("The three stages", "diagnose", diagnose.diagnose),
+    ("The three stages", "report", evaluate.report),
+    ("Data", "negatives", negatives.negatives),
+    ("Data", "import", peers.import_),
+    ("Weights", "patch", patch.patch),
+    ("Look", "view", view.view),
+    ("Look", "plot", view.plot),
+    ("Look", "demo", look.demo),
+    ("Look", "ls", look.ls),
+    ("Look", "doctor", look.doctor),
+)
+for _panel, _name, _command in COMMANDS:
+    app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(store_app, name="store")
