@@ -1,6 +1,6 @@
 """What an extraction costs before it runs: hours, price, bytes, parts and requests, from stated assumptions.
 
-    python -m compal.pipeline.cost      the table of docs/extraction.md
+    python -m compal.pipeline.cost      the table of docs/guides/extraction.md
 
 Bytes, parts and requests follow from the plan. The rate of a device is the least of three: what it computes (peak ×
 utilisation over the FLOPs of the towers), what its share of the processor decodes, what it writes.

@@ -20,7 +20,7 @@ PAGES = {
         "CONTRIBUTING.md",
         "demo.py",
         *(f"cli/{file.name}" for file in (ROOT / "cli").glob("*.py")),
-        *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+        *(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")),
     )
 }
 
@@ -41,6 +41,7 @@ def commands() -> list[str]:
     """Every `compal …` of the pages' code blocks, sentences, help examples and closing words."""
     found = []
     for text in PAGES.values():
+        text = text.replace("\\\n", " ")  # a command may go on on the next line
         found += re.findall(r"^compal [^\n]+", text, re.M)
         found += re.findall(r"`(compal [a-z][^`…|]*)`", text)
         found += re.findall(r"Example: (compal [^\n]+)", text)

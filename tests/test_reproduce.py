@@ -1,4 +1,4 @@
-"""docs/reproduce.md has every published set-up, its command and its row; tests/test_setups.py plans and steps them."""
+"""docs/guides/reproduce.md has every published set-up, its command and its row; test_setups.py plans and steps them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compal.errors import InputError
 from compal.fit_plan import plan_fit
 from compal.workspace import Workspace
 
-PAGE = (Path(__file__).parent.parent / "docs" / "reproduce.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "guides" / "reproduce.md").read_text(encoding="utf-8")
 FITS = [shlex.split(line) for line in re.findall(r"^compal fit ([^\n]+)", PAGE, re.M)]
 
 

@@ -32,7 +32,7 @@ INFO = {
     "licence": "each set's own (assets/zeroshot/sets.toml); prompts and names: MIT (CLIP_benchmark)",
     "url": "https://github.com/LAION-AI/CLIP_benchmark",
     "files": "Put each set in ROOT/<name> as its authors pack it, in a folder for each class, or as CLIP_benchmark's "
-    "WebDataset; docs/benchmarks.md has a line for each.",
+    "WebDataset; docs/guides/benchmarks.md has a line for each.",
     "splits": SETS,
     "size": len(SETS),
     "revision": "the test splits of assets/zeroshot/sets.toml; prompts of LAION-AI/CLIP_benchmark 48de38c1689f",

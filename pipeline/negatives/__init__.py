@@ -1,1 +1,1 @@
-"""Methods that make hard-negative captions, one file each; see docs/negatives.md."""
+"""Methods that make hard-negative captions, one file each; see docs/guides/negatives.md."""

@@ -42,7 +42,7 @@ def test_the_known_datasets_are_collected():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_of_datasets_names_it(name):
-    page = (registry.ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    page = (registry.ROOT / "docs" / "guides" / "datasets.md").read_text(encoding="utf-8")
     assert f"\n| `{name}` |" in page
 
 

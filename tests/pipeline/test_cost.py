@@ -12,7 +12,7 @@ from compal.pipeline.encoder import resolve
 from compal.stores.spec import FeatureSpec
 from compal.stores.store import Store
 
-GUIDE = (Path(__file__).parent.parent.parent / "docs" / "extraction.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parent.parent.parent / "docs" / "guides" / "extraction.md").read_text(encoding="utf-8")
 POOLED = FeatureSpec("stub", "none", pooled_dim=512, level="pooled")
 TOKENS = FeatureSpec("stub", "none", pooled_dim=512, image_shape=(50, 768), text_dim=512, context_length=77)
 MACHINE = Machine("x", flops=1e12, utilisation=0.5, decoding=100.0, writing=1e6, price=2.0, requests=0.01)

@@ -18,7 +18,7 @@ from compal.pipeline.dual_encoder import DualEncoder
 from compal.pipeline.tokenizers import frame
 
 EXACT = 1e-5
-PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "backbones.md"
 # Families whose towers are one of the others': their texts alone differ.
 TEXT_ONLY = {"RoBERTa texts", "XLM-R texts", "mT5 texts", "NLLB texts"}
 

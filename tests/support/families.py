@@ -1,4 +1,4 @@
-"""Small models of each family of dual encoders: real code paths, random weights, and the table of docs/backbones.md.
+"""Small models of each family of dual encoders: real code paths, random weights, the table of docs/guides/backbones.md.
 
 `python tests/support/families.py` (with the folder above the repository's package on the path) measures them and
 prints the table.
@@ -307,7 +307,7 @@ def row(name: str) -> str:
 
 
 def table(folder: Path) -> str:
-    """The table of docs/backbones.md."""
+    """The table of docs/guides/backbones.md."""
     register(folder)
     head = ["family", "models", "image pooling", "text pooling", "padding of texts", "levels", "error"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from compal.align import kernels
 
-PAGE = (Path(__file__).parents[3] / "docs" / "kernels.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "guides" / "kernels.md").read_text(encoding="utf-8")
 
 
 def test_its_code_runs():
     (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
     names: dict = {}
-    exec(compile(block, "docs/kernels.md", "exec"), names)
+    exec(compile(block, "docs/guides/kernels.md", "exec"), names)
     assert names["scores"].shape == (8, 8)
     assert names["image"].grad.abs().sum() > 0
     assert (names["same"] - names["scores"]).abs().max() < 1e-5
