@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-import typer.main
-
-from compal import cli, registry
+from pages import blocks, check_command
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,24 +22,12 @@ PAGES = {
 }
 
 
-# What options name, and where it lies.
-NAMED = {
-    "--backbone": "backbones",
-    "--benchmark": "benchmarks",
-    "--data": "datasets",
-    "--engine": "engines",
-    "--head": "heads",
-    "--method": "negatives",
-    "--segments": "segmenters",
-}
-
-
 def commands() -> list[str]:
     """Every `compal …` of the pages' code blocks, sentences, help examples and closing words."""
     found = []
-    for text in PAGES.values():
-        text = text.replace("\\\n", " ")  # a command may go on on the next line
-        found += re.findall(r"^compal [^\n]+", text, re.M)
+    for name, text in PAGES.items():
+        code = "".join(block.code for block in blocks(text)) if name.endswith(".md") else text
+        found += re.findall(r"^compal [^\n]+", code.replace("\\\n", " "), re.M)
         found += re.findall(r"`(compal [a-z][^`…|]*)`", text)
         found += re.findall(r"Example: (compal [^\n]+)", text)
         found += re.findall(r'"  (compal [^"{]+)"', text)
@@ -66,17 +51,7 @@ def test_make_targets_exist():
 @pytest.mark.parametrize("line", commands())
 def test_commands_parse(line):
     """Command and options exist; names of parts are real."""
-    words = shlex.split(line)[1:]
-    command = typer.main.get_command(cli.app)
-    while words and hasattr(command, "commands") and words[0] in command.commands:
-        command = command.commands[words.pop(0)]
-    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    assert not hasattr(command, "commands") or not words, line
-    assert {word for word in words if word.startswith("--")} <= known, line
-    for option, kind in NAMED.items():
-        name = registry.split_argument(words[words.index(option) + 1])[0] if option in words else ""
-        if name != name.upper():  # capitals stand for a name of the reader's
-            registry.path(kind, name)
+    check_command(line)
 
 
 def test_commands_were_collected():
