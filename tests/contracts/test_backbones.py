@@ -4,6 +4,7 @@ import json
 
 import hub_models
 import numpy as np
+import parts
 import pytest
 import torch
 from PIL import Image
@@ -36,7 +37,7 @@ CAPTIONS = ["a red cube left of a blue ball.", "two dogs", "dogs two", "a " * 12
 HUB = KNOWN - set(ARGUMENTS) - set(FOLDERS)
 # What a backbone may have beside its last states. Those that it lacks, its error leaves out.
 LEVELS = ("tokens", "block:-1", "block:-2", "pixels")
-backbones = pytest.mark.parametrize("name", [name for name in registry.names("backbones") if name not in HUB])
+backbones = pytest.mark.parametrize("name", [name for name in parts.names("backbones") if name not in HUB])
 
 
 def test_the_known_backbones_were_collected():
@@ -76,9 +77,9 @@ def test_aliases_without_their_weights_say_so_in_one_line(monkeypatch):
         assert found.value.cure
 
 
-@pytest.mark.parametrize("name", registry.names("backbones"))
+@pytest.mark.parametrize("name", parts.names("backbones"))
 def test_the_summary_is_one_plain_line(name):
-    summary = registry.summary("backbones", name)
+    summary = parts.summary("backbones", name)
     assert 20 < len(summary) <= 120
     assert "\n" not in summary
 
@@ -87,7 +88,7 @@ def test_the_summary_is_one_plain_line(name):
 def test_the_spec_is_reproducible_and_names_what_loads_it(encoder):
     spec = encoder.spec
     assert resolve(spec.backbone, dtype="float32") == spec
-    assert registry.split_argument(spec.backbone)[0] in registry.names("backbones")
+    assert registry.load("backbones", registry.split_argument(spec.backbone)[0]).load
     assert spec.weights
     assert FeatureSpec.from_json(json.loads(spec.to_json())) == spec
 

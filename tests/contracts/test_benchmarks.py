@@ -7,6 +7,7 @@ from pathlib import Path
 
 import layouts
 import numpy as np
+import parts
 import pytest
 
 from compal import registry
@@ -15,17 +16,19 @@ from compal.eval import results
 from compal.eval.references import random_scores
 from compal.eval.sources import KS, METRICS, TIE_RULES, Sources, check, headline, sample_fingerprint
 
-NAMES = registry.names("benchmarks")
+NAMES = parts.names("benchmarks")
 
 
 def test_known_benchmarks_were_collected():
-    assert {"shapes", "sugarcrepe", "bivlc", "winoground"} <= set(NAMES)
+    assert {"shapes", "sugarcrepe", "bivlc", "winoground"} <= set(registry.names("benchmarks"))
 
 
 @pytest.fixture(params=NAMES)
 def benchmark(request, tmp_path: Path):
     """(module, sources) of each benchmark, small."""
-    name = request.param
+    name, root = registry.split_argument(request.param)
+    if root:
+        return registry.load("benchmarks", name), Sources(root=Path(root))
     if layouts.exists(name):
         layouts.write(name, tmp_path)
         return registry.load("benchmarks", name), Sources(root=tmp_path)

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import parts
 import pytest
 from dataset_roots import MAKERS
 
@@ -12,6 +14,7 @@ from compal.pipeline.provenance import describe
 from compal.stores.items import Item, Pair
 
 NAMES = registry.names("datasets")
+TRIED = parts.names("datasets")
 LIMIT = 3
 
 
@@ -21,13 +24,14 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub-cache")
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=TRIED)
 def dataset(request, tmp_path):
     """(module, root, a split it has)."""
-    module = registry.load("datasets", request.param)
+    name, given = registry.split_argument(request.param)
+    module = registry.load("datasets", name)
     folder = tmp_path / "root"
     folder.mkdir()
-    root = MAKERS[request.param](folder)
+    root = MAKERS[name](folder) if name in MAKERS else Path(given) if given else None
     splits = module.splits(root) if hasattr(module, "splits") else module.INFO["splits"]
     return module, root, splits[0]
 
@@ -46,9 +50,9 @@ def test_the_page_of_datasets_names_it(name):
     assert f"\n| `{name}` |" in page
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRIED)
 def test_the_summary_is_a_sentence(name):
-    assert 20 < len(registry.summary("datasets", name)) <= 110
+    assert 20 < len(parts.summary("datasets", name)) <= 110
 
 
 def test_info(dataset):
@@ -60,7 +64,7 @@ def test_info(dataset):
 
 def test_where_pairs_come_from(dataset):
     module, root, split = dataset
-    data = module.__name__.rpartition(".")[2] + (f":{root}" if root else "")
+    data = module.__name__.removeprefix("compal.pipeline.datasets.") + (f":{root}" if root else "")
     info = describe(data, split, 7)
     assert set(info) == {"dataset", "split", "limit", "licence", "revision", "citation"}
     assert all(info[name] for name in info)
@@ -117,10 +121,10 @@ def test_an_unknown_split_is_named(dataset):
             list(function(root, "no-such-split"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRIED)
 def test_loading_needs_no_torch(name):
     code = (
-        f"import sys\nfrom compal import registry\nregistry.load('datasets', {name!r})\n"
+        f"import sys\nfrom compal import registry\nregistry.load('datasets', {name.partition(':')[0]!r})\n"
         "heavy = {'torch', 'open_clip', 'pyarrow', 'datasets'} & set(sys.modules)\nassert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,9 +1,11 @@
-"""What every head must do. A new file in align/heads is tested here without a change to this file."""
+"""What every head must do. A new file in align/heads is tested here without a change to this file, one outside
+the project by $COMPAL_PARTS (`support/parts.py`)."""
 
 from __future__ import annotations
 
 import dataclasses
 
+import parts
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,7 @@ VARIANTS = {
     "dcsm": [{"readout": "mean"}],
 }
 # A head over a backbone's own towers is tested where those are: tests/align/heads/test_towers.py.
-HEADS = [name for name in registry.names("heads") if not tunes_towers(name)]
+HEADS = [name for name in parts.names("heads") if not tunes_towers(name)]
 CASES = [(name, options) for name in HEADS for options in [{}, *VARIANTS.get(name, [])]]
 
 
@@ -219,7 +221,7 @@ def registry_needs(name, options):
     return build(name, options).needs
 
 
-@pytest.mark.parametrize("name", registry.names("heads"))
+@pytest.mark.parametrize("name", parts.names("heads"))
 def test_options_are_strict_and_frozen(name):
     with pytest.raises(UnknownName, match=r"no setting 'head\.wdith'"):
         build_head(name, {"wdith": 1}, DIMS)
@@ -227,7 +229,7 @@ def test_options_are_strict_and_frozen(name):
     assert dataclasses.is_dataclass(config)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.anything = 1
-    assert registry.summary("heads", name).endswith((".", ")."))
+    assert parts.summary("heads", name).endswith((".", ")."))
 
 
 @every_head

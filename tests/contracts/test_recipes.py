@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import parts
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -19,7 +20,7 @@ from compal.pipeline.encoder import load_encoder, resolve
 from compal.pipeline.trainable import open_towers
 
 RECIPES = registry.names("recipes")
-every_recipe = pytest.mark.parametrize("name", RECIPES)
+every_recipe = pytest.mark.parametrize("name", parts.names("recipes"))
 CLIP = Dims(image_dim=768, text_dim=512, pooled_dim=512, image_tokens=50, context_length=77)
 
 
@@ -28,7 +29,7 @@ def test_every_file_is_collected():
     assert len(RECIPES) == len(list((registry.ROOT / "align" / "recipes").rglob("*.toml")))
 
 
-@every_recipe
+@pytest.mark.parametrize("name", RECIPES)
 def test_the_comment_says_what_it_is(name):
     """First line: one sentence with the paper; then the command, the runtime and what to expect."""
     lines = registry.path("recipes", name).read_text(encoding="utf-8").splitlines()
