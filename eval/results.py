@@ -1,7 +1,8 @@
 """Saved scores: writing, reading and finding them, and the rows of a table they are. numpy and pyarrow only.
 
 One folder per row of a table: `rows.parquet` (an item or a query a row; see `outcomes`) and `scores.json` (what was
-scored, with what, when; the checksum of the rows). Every figure is recomputed from the rows.
+scored, with what, when; the checksum of the rows). Every figure is computed from the rows, and kept beside them
+(see `estimates`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ import pyarrow.parquet as pq
 import xxhash
 
 from ..errors import InputError, VerificationError
-from . import ties
+from . import estimates, ties
 from .outcomes import table
+from .sheets import figure
 from .summary import Estimate, Summary, summarise
 
 __all__ = [
@@ -36,7 +38,7 @@ ROWS, META = "rows.parquet", "scores.json"
 OF_ONE_ROW = ("label", "role", "order", "store", "scorer", "rows", "format")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ResultRow:
     """One row of a table.
 
@@ -61,12 +63,17 @@ class ResultRow:
     folder: str = ""
     variant: str = ""
     rule: str = ties.STRICT
-    meta: dict[str, Any] = field(default_factory=dict, repr=False)
+    meta: dict[str, Any] = field(default_factory=dict)
 
     @property
     def table(self) -> tuple[str, str, str, str]:
         """Rows that share it stand in one table."""
         return self.benchmark, self.split, self.variant, self.sample
+
+    def __repr__(self) -> str:
+        where = " ".join(part for part in self.table[:3] if part)
+        told = ", ".join(f"{name} {figure(estimate)}" for name, estimate in self.overall.metrics.items())
+        return f"<{where}: {self.label}, {told or 'no figure'}, n {self.overall.n:,}>"
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the provenance, as plain JSON data."""
@@ -116,22 +123,53 @@ def _checksum(path: Path) -> str:
 def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     """Rows and provenance of one saved row. Raises `InputError` for another format, `VerificationError` for
     rows that are not what was written."""
+    with _told(folder):
+        meta, _ = _verified(folder)
+        return _rows(folder), meta
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
     try:
-        meta = json.loads((folder / META).read_text())
-        if meta["format"] > FORMAT:
-            raise InputError(f"{folder} has format {meta['format']}, this version reads {FORMAT}", "Upgrade compal.")
-        if _checksum(folder / ROWS) != meta["rows"]["xxh3_128"]:
-            raise VerificationError(f"{folder / ROWS} is not what was written", "Evaluate again.")
-        return pq.read_table(folder / ROWS), meta
+        yield
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no readable scores: {error}", "Evaluate again.") from None
 
 
+def provenance_bytes(folder: Path) -> bytes:
+    """`scores.json` as it is on disk. Raises `InputError`."""
+    with _told(folder):
+        return (folder / META).read_bytes()
+
+
+def _rows(folder: Path) -> pa.Table:
+    return pq.read_table(folder / ROWS)
+
+
+def _verified(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """The content of `scores.json`, and its bytes, where the rows are those that it tells of."""
+    written = (folder / META).read_bytes()
+    meta = json.loads(written)
+    if meta["format"] > FORMAT:
+        raise InputError(f"{folder} has format {meta['format']}, this version reads {FORMAT}", "Upgrade compal.")
+    if _checksum(folder / ROWS) != meta["rows"]["xxh3_128"]:
+        raise VerificationError(f"{folder / ROWS} is not what was written", "Evaluate again.")
+    return meta, written
+
+
 def row_of(folder: Path, rule: str = ties.STRICT) -> ResultRow:
-    """The table row of a saved folder, recomputed under a rule of ties. Raises what `read` raises, and
-    `UnknownName`."""
-    rows, meta = read(folder)
-    overall, by_category = summarise(rows, meta, rule)
+    """The table row of a saved folder under a rule of ties: recomputed from the items, or as `estimates` kept it.
+    Raises what `read` raises, and `UnknownName`."""
+    ties.check(rule)
+    with _told(folder):
+        meta, written = _verified(folder)
+
+    def compute() -> estimates.Summaries:
+        with _told(folder):
+            rows = _rows(folder)
+        return summarise(rows, meta, rule)
+
+    overall, by_category = estimates.remembered(folder, [written], rule, compute)
     return ResultRow(
         benchmark=meta["benchmark"],
         split=meta["split"],

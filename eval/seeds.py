@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import results
+from . import estimates, results
 from .outcomes import Outcomes, outcomes
 from .results import ResultRow
 from .summary import Summary, summary_of
@@ -38,11 +38,15 @@ def _family(row: ResultRow) -> tuple[Any, ...] | None:
 
 
 def _joined(rows: Sequence[ResultRow]) -> ResultRow:
-    loaded = [results.read(Path(row.folder)) for row in rows]
-    parts = [outcomes(table, meta, row.rule) for (table, meta), row in zip(loaded, rows, strict=True)]
-    mean = [_mean(same) for same in zip(*parts, strict=True)]
-    meta = loaded[0][1]
-    overall, by_category = summary_of(mean, meta)
+    folders = [Path(row.folder) for row in rows]
+
+    def compute() -> tuple[Summary, dict[str, Summary]]:
+        loaded = [results.read(folder) for folder in folders]
+        parts = [outcomes(table, meta, row.rule) for (table, meta), row in zip(loaded, rows, strict=True)]
+        return summary_of([_mean(same) for same in zip(*parts, strict=True)], loaded[0][1])
+
+    told = [results.provenance_bytes(folder) for folder in folders]
+    overall, by_category = estimates.remembered(folders[0], told, rows[0].rule, compute)
     seeds = [row.meta["scorer"].get("seed") for row in rows]
     return dataclasses.replace(
         rows[0],

@@ -57,7 +57,30 @@ def test_draws_do_not_depend_on_the_block_size(monkeypatch):
     sums, counts = np.arange(20.0)[:, None] % 3, np.full((20, 1), 3.0)
     whole = intervals.bootstrap(sums, counts, seed=5)
     monkeypatch.setattr(intervals, "DRAWS", 20 * 7)
+    intervals.forget()
     assert np.array_equal(whole, intervals.bootstrap(sums, counts, seed=5))
+
+
+def test_draws_that_stayed_are_those_that_were_drawn(monkeypatch):
+    sums, counts = np.arange(20.0)[:, None] % 3, np.full((20, 1), 3.0)
+    intervals.forget()
+    first = intervals.bootstrap(sums, counts, seed=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(np.random, "default_rng", lambda seed: pytest.fail("drawn again"))
+        assert np.array_equal(first, intervals.bootstrap(sums, counts, seed=5))
+    assert not np.array_equal(first, intervals.bootstrap(sums, counts, seed=6))
+    assert not np.array_equal(first[:, 0], intervals.bootstrap(sums, counts, seed=5, resamples=1999)[:, 0])
+
+
+def test_draws_that_stay_are_bounded(monkeypatch):
+    monkeypatch.setattr(intervals, "KEPT", 3 * 50 * 10)
+    intervals.forget()
+    for seed in range(7):
+        intervals.bootstrap(np.ones((10, 1)), np.ones((10, 1)), seed, resamples=50)
+        assert sum(block.nbytes for blocks in intervals._kept.values() for block in blocks) <= intervals.KEPT
+    assert list(intervals._kept) == [(10, seed, 50) for seed in (4, 5, 6)]
+    intervals.bootstrap(np.ones((100, 1)), np.ones((100, 1)), 0, resamples=50)
+    assert (100, 0, 50) not in intervals._kept
 
 
 def test_bootstrap_equals_a_slow_loop():
