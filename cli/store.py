@@ -26,14 +26,17 @@ def find_workspace(work: Path | None) -> Workspace:
 
 
 def store_path(store: str, work: Path | None) -> Path:
-    """A store by its path, or by the beginning of its folder's name in the workspace."""
+    """A store by its path, or by the beginning of its folder's name in the workspace: a backbone's name is one."""
+    from ..stores.spec import slug_of
+
     if store and Path(store).is_dir():
         return Path(store)
     workspace = find_workspace(work)
     stores = workspace.list_stores()
     if not stores and not store:
         raise InputError(f"there is no store in {workspace.stores}", "Make one: compal extract")
-    matching = [path for path in stores if path.name.startswith(store)] if store else stores
+    begins = (store, slug_of(store)[:40] or store)
+    matching = [path for path in stores if path.name.startswith(begins)] if store else stores
     if len(matching) == 1:
         return matching[0]
     if matching:

@@ -17,6 +17,11 @@ LEVELS = ("pooled", "tokens", "block", "pixels", "regions")
 LEVEL = re.compile(rf"({'|'.join(LEVELS)})(:[a-z0-9-]+)?")
 
 
+def slug_of(backbone: str) -> str:
+    """A backbone's name as folders begin with it: `open_clip:ViT-B-32` → `open-clip-vit-b-32`."""
+    return re.sub(r"[^a-z0-9]+", "-", backbone.lower()).strip("-")
+
+
 @dataclass(frozen=True)
 class FeatureSpec:
     """Equal spec ⇔ equal fingerprint; every field changes it.
@@ -100,7 +105,7 @@ class FeatureSpec:
     @property
     def folder(self) -> str:
         """The store's folder: a readable slug and the fingerprint's first 16 digits."""
-        slug = re.sub(r"[^a-z0-9]+", "-", self.backbone.lower()).strip("-")[:40]
+        slug = slug_of(self.backbone)[:40]
         level = self.level.replace(":", "-").replace("--", "-")
         return f"{slug}-{level}-{self.fingerprint[:16]}"
 

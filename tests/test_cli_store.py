@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from command_line import rows, run, table
 
+from compal.cli.store import store_path
+from compal.errors import UnknownName
 from compal.stores.store import Store
 
 
@@ -66,6 +68,18 @@ def test_versions_are_listed_restored_and_taken_up_again(here, extracted):
     (again,) = result("extract", "-b", "shapes-vit", "-d", extracted / "data" / "captions.jsonl")
     assert (again["images"], again["texts"]) == (0, 0)
     assert result("store", "info")["images"] == 5
+
+
+def test_a_store_is_named_by_its_folder_or_its_backbone(here):
+    folder = only_store(here / "work")
+    other = folder.parent / "open-clip-vit-b-32-laion2b-s34b-b79k-some-t-tokens-0123456789abcdef"
+    other.mkdir()
+    (other / "spec.json").write_text("{}")
+    for name in ("shapes", "shapes-vit", "Shapes_ViT", folder.name, str(folder)):
+        assert store_path(name, None) == folder
+    assert store_path("open_clip:ViT-B-32/laion2b_s34b_b79k-some-tag-of-many-words", None) == other
+    with pytest.raises(UnknownName, match="no store ':'"):
+        store_path(":", None)
 
 
 def test_small_parts_become_full_ones_and_the_old_are_collected(here):
