@@ -28,11 +28,14 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# mypy needs a folder that is named like the package; the checkout may be named anything.
-ROOMS := $(wildcard *.py) py.typed api cli console stores world pipeline align eval assets
+# mypy needs a folder that is named like the package; the checkout may be named anything. The examples are typed
+# against it as a user's code is.
+ROOMS := $(wildcard *.py) py.typed api cli console publish stores world pipeline align eval assets
+EXAMPLES := $(patsubst %.py,-m %,$(subst /,.,$(wildcard examples/*.py examples/*/*.py)))
 types: setup
-	@rm -rf build/typed && mkdir -p build/typed/compal && ln -s $(addprefix "$(CURDIR)"/,$(ROOMS)) build/typed/compal/
-	cd build/typed && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p compal
+	@mkdir -p build/typed/compal && find build/typed -xtype l -delete
+	@ln -sfn $(addprefix "$(CURDIR)"/,$(ROOMS)) build/typed/compal/ && ln -sfn "$(CURDIR)/examples" build/typed/examples
+	cd build/typed && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p compal $(EXAMPLES)
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

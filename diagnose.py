@@ -321,7 +321,7 @@ def _scored(
         rows = api.evaluate(
             course.benchmark, backbone=step.backbone, level=step.level, sources=course.sources, references=(),
             extract_missing=extract_missing, device=how[0], seed=how[1], workspace=course.workspace,
-            progress=progress, extracting=progress, **own,
+            progress=progress, extracting=progress, remember=False, **own,
         )  # fmt: skip
         return rows, step
     except MissingFeatures as error:

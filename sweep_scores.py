@@ -13,6 +13,7 @@ from .sweep import Patched, Sweep, Ticker, open_sweep
 from .workspace import Workspace
 
 if TYPE_CHECKING:
+    from .eval.results import ResultRow
     from .eval.sources import Sources
     from .eval.tradeoff import Tradeoff
 
@@ -163,7 +164,7 @@ def score(
     towers = sweep.ends.kind == "towers"
     found = []
     for one in benchmarks:
-        rows = []
+        rows: list[ResultRow] = []
         for number, run in enumerate(runs):
             backbone, level = _features(sweep, run)
             beside = (("random",) if towers else NAMES) if number == 0 else ()
@@ -173,7 +174,7 @@ def score(
             rows += api.evaluate(
                 one.benchmark, backbone=backbone, level=level, sources=one.sources, references=beside,
                 extract_missing=extract_missing or towers, device=device, seed=seed, workspace=sweep.workspace,
-                progress=progress, extracting=progress, **who,
+                progress=progress, extracting=progress, remember=False, **who,
             )  # fmt: skip
         found.append(rows)
     return gather(sweep.base, sweep.tuned, {run.name: run.alpha for run in runs}, found)

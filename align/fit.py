@@ -35,7 +35,7 @@ from .validate import Validation
 __all__ = ["FitConfig", "Progress", "RunResult", "fit", "load_recipe"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """checkpoint  the best scorer by validation, or the last one where there is nothing to validate on
     metric      "group", "pairs" or "recall" (see `validate`), "" without validation
@@ -59,6 +59,10 @@ class RunResult:
     resident: bool
     waited: float
     step_time: dict[str, float]
+
+    def __repr__(self) -> str:
+        best = "" if self.score is None else f", best validation {self.metric} {self.score:.1f} % at {self.best_step:,}"
+        return f"<Run {self.run_dir.name}: {self.parameters:,} parameters, {self.steps:,} steps{best}>"
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import registry
+from ..errors import UsageError
 from ..pipeline.naming import dataset_name, default_splits
 from ..workspace import Workspace
+from .choices import Place, backbone_of, data_of, listed, workspace_of
 
 if TYPE_CHECKING:
     from ..eval.sources import Sources
@@ -21,47 +25,82 @@ Named = Sequence[str | Path]
 
 
 def extract(
-    backbone: str,
-    data: str = "shapes",
-    splits: Sequence[str] = (),
+    backbone: str = "",
+    data: str = "",
+    splits: str | Sequence[str] = (),
     *,
+    benchmark: str = "",
+    root: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    allow_missing: bool = False,
+    variant: str | None = None,
     level: str | Sequence[str] = "tokens",
     dtype: str = "float16",
     precision: str = "float32",
     jpeg: str = "exact",
     segments: str = "",
-    negatives: Named = (),
+    negatives: str | Path | Named = (),
     phrases: bool = False,
     limit: int | None = None,
+    device: str = "",
     config: ExtractConfig | None = None,
-    workspace: Workspace | None = None,
+    workspace: Place = None,
     progress: Ticker | None = None,
 ) -> list[Summary]:
-    """Extract splits of a dataset (all the dataset needs for fitting by default) into a store for each level; a
-    summary for each split and level.
+    """Run a frozen encoder once over images and captions and keep its features: of splits of a dataset, in a store for
+    each level. What is in the store is not extracted again; what the workspace's remotes hold is pulled.
 
-    level      one, or several: each image is then decoded once and each pass made once for all of them
+    backbone   a frozen encoder (`compal ls backbones`); "" is the one used last
+    data       a dataset, NAME[:ROOT], or a table or folder by path; "" is the one used last
+    splits     all that the dataset needs for fitting by default
+    benchmark  extract a benchmark's images and captions instead; `root`, `images`, `allow_missing` and `variant` are
+               its own, as of `evaluate`
+    level      where the ladder is cut: pooled, tokens, block:-K, pixels, regions; of several, each image is decoded
+               once and each pass made once for all of them
+    dtype      on disk: float16, bfloat16 or float32
     precision  of the forward pass: float32, or bfloat16 or float16 by autocast
     jpeg       exact, or reduced: JPEGs are decoded at a half, a quarter or an eighth where they stay twice as large
                as the tower's pictures
     segments   a segmenter (`compal ls segmenters`) of captions that come without segments
     negatives  tables of `compal negatives` (files, or how names begin), whose captions are extracted and paired too
     phrases    extract the noun phrases of the captions too, which `data.phrases` of a recipe draws
-    What the workspace's remotes hold is pulled instead of computed (`config.remotes` says which are asked).
-    Writes the pairs tables that `fit` reads. Raises what `pipeline.extract.extract_listing` raises.
+    limit      the first so many of each split: scenes, photographs or, of `shapes`, quadruplets
+    device     of the forward pass: cpu, cuda, cuda:1, mps; the processor by default
+    config     everything else (`pipeline.plan.ExtractConfig`): batch size, engine, threads, remotes to ask
+    progress   called with (what, done, in all)
+
+    Returns a summary for each split and level: counts of images and captions that were extracted, reused, pulled and
+    quarantined, bytes and seconds; `store` is the folder. Writes the pairs tables that `fit` reads.
+
+    Raises `UnknownName` for a backbone, a dataset or a split that does not exist, `InputError` for files that are not
+    there, a disk that is full or features that are not finite, `UsageError` for a benchmark beside a dataset,
+    `RemoteError`. An image that cannot be read is no error: it is in the quarantine.
     """
     from ..pipeline.extract import extract_listing
     from ..pipeline.levels import resolve_levels
 
-    workspace = workspace or Workspace.find()
+    workspace = workspace_of(workspace)
+    if benchmark and (data or splits or negatives or phrases):
+        raise UsageError("a benchmark brings its own items", "Drop data, splits, negatives and phrases, or benchmark.")
+    if not benchmark and (root or images or allow_missing or variant):
+        raise UsageError("root, images, allow_missing and variant are of a benchmark", "Name it: benchmark=NAME.")
+    backbone = backbone_of(backbone, workspace)
+    config = config or asking(workspace, device or "cpu")
+    config = dataclasses.replace(config, device=device) if device else config
     with workspace.used():
         specs = resolve_levels(backbone, level, dtype, precision, jpeg, segments)
-    config = config or asking(workspace)
-    return [
-        summary
-        for listing in _listings(data, splits, workspace, limit, segments, negatives, phrases)
-        for summary in extract_listing(listing, specs, workspace, config, progress)
-    ]
+    if benchmark:
+        from ..eval.sources import Sources
+
+        files = Path(root) if root else workspace.root_for(benchmark)
+        sources = Sources(files, Path(images) if images else None, allow_missing, None, limit, variant)
+        listings = [of_benchmark(benchmark, sources, segments)]
+    else:
+        data = data_of(data, workspace)
+        listings = _listings(data, listed(splits), workspace, limit, segments, listed(negatives), phrases)
+    done = [one for listing in listings for one in extract_listing(listing, specs, workspace, config, progress)]
+    workspace.remember(backbone, data)
+    return done
 
 
 def _listings(
@@ -173,8 +212,9 @@ def of_benchmark(benchmark: str, sources: Sources | None, segments: str) -> List
     return Listing("", *chosen, variant=sources.variant or "")
 
 
-def asking(workspace: Workspace) -> ExtractConfig:
-    """How to extract where nothing is said: the workspace's remotes are asked first."""
+def asking(workspace: Workspace, device: str = "cpu") -> ExtractConfig:
+    """How to extract where nothing is said: the workspace's remotes are asked first; on an accelerator the batch size
+    is found by a probe."""
     from ..pipeline.plan import ExtractConfig
 
-    return ExtractConfig(remotes=tuple(workspace.remotes))
+    return ExtractConfig(64 if device == "cpu" else None, device=device, remotes=tuple(workspace.remotes))

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from ..errors import UnknownName, UsageError
+from ..errors import UsageError
 from . import options
-from .extract import choose, sources_of
+from .extract import choose
 from .peers import Against, PeersModel, explain
 from .store import find_workspace
-
-if TYPE_CHECKING:
-    from ..eval.results import ResultRow
-    from ..workspace import Workspace
 
 
 def evaluate(
@@ -59,8 +51,6 @@ def evaluate(
     Example: compal eval --list
     """
     from .. import api, console
-    from ..eval import report as reporting
-    from ..eval.retrieval import planned
 
     workspace = find_workspace(work)
     if list_:
@@ -71,20 +61,18 @@ def evaluate(
     _check_peer(against, model)
     if not benchmark:
         raise UsageError("eval needs a benchmark", "Name one, or see them: compal eval --list.")
-    plan = planned(benchmark, rerank, candidates, index, bool(run or head))
     chosen, _ = choose(workspace, backbone)
-    sources = sources_of(workspace, benchmark, root, images, allow_missing, split, limit, variant)
     with console.Ticking() as ticking:
         rows = api.evaluate(
-            benchmark, heads=head or (), runs=run or (), backbone=chosen, level=level, sources=sources,
-            extract_missing=extract_, device=device, seed=seed, workspace=workspace,
-            rerank=plan, progress=ticking.tick, extracting=ticking.tick,
+            benchmark, heads=head or (), runs=run or (), backbone=chosen, level=level, root=root, images=images,
+            split=split, limit=limit, variant=variant, allow_missing=allow_missing, extract_missing=extract_,
+            rerank=rerank, candidates=candidates, index=index, device=device, seed=seed, workspace=workspace,
+            progress=ticking.tick, extracting=ticking.tick,
         )  # fmt: skip
-    workspace.remember(chosen)
     if against:
         explain(rows, against, model, "json" if as_json else format_)
         return
-    print(reporting.render(rows, "json" if as_json else format_, by_category), end="")
+    print(rows.render("json" if as_json else format_, by_category), end="")
 
 
 def _check_peer(against: str, model: str) -> None:
@@ -129,9 +117,7 @@ def report(
 
     Example: compal report --format html --out report.html
     """
-    from ..eval import compare as comparing
-    from ..eval import report as reporting
-    from ..eval import seeds as over
+    from .. import api
 
     if metric and not compare:
         raise UsageError("--metric says what to compare", "Name the row to compare with: --compare ROW.")
@@ -146,44 +132,14 @@ def report(
     if out and (compare or against or by_category or drop):
         raise UsageError("the page holds all rows and categories", "Leave --compare, --against and --drop out.")
     workspace = find_workspace(work)
-    rows = chosen(workspace, what or (), ties, compare)
+    rows = api.Report(api.saved_rows(workspace, what or (), ties, compare))
     if out:
         from .view import write
 
-        write(rows, out, None)
-        return
-    if against:
+        write(rows, out, workspace=workspace)
+    elif against:
         explain([row for row in rows if row.label in (what or ())] or rows, against, model, fmt)
-        return
-    if compare:
-        print(reporting.compared(comparing.compare(rows, compare, metric, seed), fmt), end="")
-        return
-    print(reporting.render(over.aggregate(rows) if seeds else rows, fmt, by_category, drop or ()), end="")
-
-
-def chosen(workspace: Workspace, what: Sequence[str], rule: str, compare: str) -> list[ResultRow]:
-    """The saved rows of the folders named, else the workspace's; of labels named, those, the references beside them
-    and the row to compare with."""
-    from ..eval.results import load_results
-    from ..eval.ties import check
-
-    check(rule)
-    folders = [Path(name) for name in what if Path(name).exists()]
-    labels = {name for name in what if not Path(name).exists()}
-    here = workspace.path / "scores"
-    # A label may hold a slash ("CLIP B/32"); what is no label and looks like a path is told as one.
-    paths = sorted(name for name in labels if "/" in name)
-    if paths and not folders and not here.is_dir():
-        folders.append(Path(paths[0]))
-    found = [row for folder in folders or [here] for row in load_results(folder, rule=rule)]
-    known = {row.label for row in found}
-    for label in sorted(labels - known):
-        if label in paths:
-            load_results(Path(label))
-        raise UnknownName.among("row or folder of scores", label, known)
-    if not labels:
-        return found
-    tables = {row.table for row in found if row.label in labels}
-    kept = [row for row in found if row.role != "scorer" or row.label in {*labels, compare}]
-    beside = [row for row in kept if row.table in tables]
-    return [row for row in beside if row.label in {*labels, compare}] if compare else beside
+    elif compare:
+        print(rows.compare(compare, metric=metric, seed=seed).render(fmt), end="")
+    else:
+        print(api.report(rows, seeds=seeds).render(fmt, by_category, drop or ()), end="")

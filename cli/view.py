@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,10 +13,7 @@ from . import options
 from .store import find_workspace
 
 if TYPE_CHECKING:
-    from ..eval.results import ResultRow
-    from ..eval.viewer.gather import Gathered
-    from ..eval.viewer.items import Options
-    from ..workspace import Workspace
+    from ..api import Report
 
 What = Annotated[
     list[str] | None,
@@ -102,6 +98,9 @@ def view(
 
     Example: compal view compal-work/report.html --serve 8000
     """
+    from .. import api
+    from .patch import folders
+
     workspace = find_workspace(work)
     ready = [Path(name) for name in what or () if name.endswith((".html", ".htm"))]
     if ready and len(what or ()) > 1:
@@ -112,8 +111,11 @@ def view(
         path = ready[0]
     else:
         path = out or workspace.path / "report.html"
-        rows = _rows(workspace, what, ties)
-        write(rows, path, _options(workspace, items, align, root, images), measure, title)
+        write(
+            api.report(what or (), ties=ties, workspace=workspace), path, items=items, align=align or (),
+            roots=folders("--root", root), images=folders("--images", images), measure=measure, title=title,
+            workspace=workspace,
+        )  # fmt: skip
         print(path)
     show(path, serve, open_)
 
@@ -132,48 +134,12 @@ def show(path: Path, serve: int | None, open_: bool) -> None:
         webbrowser.open(path.absolute().as_uri())
 
 
-def write(rows: Sequence[ResultRow], path: Path, asked: Options | None, measure: bool = False, title: str = "") -> None:
-    """Write the report of rows to a file. Raises `InputError` where libraries lack or the disk does not take it."""
+def write(report: Report, path: Path, **how: Any) -> None:
+    """Write the page of a report, with its progress on stderr; see `Report.html`."""
     from ..console import Ticking
-    from ..eval.viewer import page
-    from ..stores.files import disk_errors
-    from ..workspace import write_atomically
 
-    page.check()
     with Ticking() as ticking:
-        found = _gathered(rows, measure, ticking.tick)
-        text = page.render(found, asked, ticking.tick, title or "compal report")
-    with disk_errors(str(path)):
-        write_atomically(path, text)
-        path.chmod(0o644)  # made to be shown; a temporary file is its owner's alone
-
-
-def _gathered(rows: Sequence[ResultRow], measure: bool, tick: Callable[[str, int, int], None]) -> Gathered:
-    from ..eval.viewer.costs import measured
-    from ..eval.viewer.gather import gather
-
-    found = gather(rows, tick)
-    return measured(found, tick) if measure else found
-
-
-def _rows(workspace: Workspace, what: Sequence[str] | None, ties: str) -> list[ResultRow]:
-    from .evaluate import chosen
-
-    return chosen(workspace, what or (), ties, "")
-
-
-def _options(
-    workspace: Workspace, items: int, align: list[str] | None, root: list[str] | None, images: list[str] | None
-) -> Options:
-    from ..eval.viewer.items import Options
-    from .patch import folders
-
-    roots, photographs = folders("--root", root), folders("--images", images)
-
-    def of(name: str) -> tuple[Path | None, Path | None]:
-        return roots.get(name) or workspace.root_for(name), photographs.get(name)
-
-    return Options(items=items, aligned=tuple(align or ()), roots=of)
+        report.html(path, progress=ticking.tick, **how)
 
 
 def plot(
@@ -192,13 +158,12 @@ def plot(
 
     Example: compal plot categories --y "shapes unseen_counts group" --out categories.svg
     """
+    from .. import api
     from ..console import Ticking
     from ..eval import picture
-    from ..eval.viewer import export
 
     picture.check(out, "--out")
-    workspace = find_workspace(work)
+    report = api.report(what or (), ties=ties, workspace=find_workspace(work))
     with Ticking() as ticking:
-        found = _gathered(_rows(workspace, what, ties), measure or chart == "cost", ticking.tick)
-    export.export(found, chart, out, x, y)
+        report.plot(chart, out, x, y, measure, ticking.tick)
     print(out)

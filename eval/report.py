@@ -17,8 +17,8 @@ from .results import Estimate, ResultRow, Summary, with_chance
 from .sheets import UNDEFINED, Cell, Sheet, figure, rich_table, written
 
 __all__ = [
-    "FORMATS", "UNDEFINED", "Cell", "Sheet", "compared", "figure", "render", "rich_tables", "sheets", "source_of",
-    "written",
+    "FORMATS", "UNDEFINED", "Cell", "Sheet", "compared", "compared_sheets", "figure", "render", "rich_tables", "sheets",
+    "source_of", "written",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -206,6 +206,11 @@ def compared(found: Sequence[Comparison], fmt: str = "table") -> str:
         return json.dumps({"comparisons": [dataclasses.asdict(one) for one in found]}, indent=1) + "\n"
     if fmt == "csv":
         return _lines([COMPARED, *(_compared_line(one) for one in found)])
+    return written(compared_sheets(found), fmt)
+
+
+def compared_sheets(found: Sequence[Comparison]) -> list[Sheet]:
+    """A sheet for every table and row that is compared with."""
     tables: dict[tuple[str, ...], list[Comparison]] = {}
     for one in found:
         tables.setdefault((*one.table, one.first), []).append(one)
@@ -228,7 +233,7 @@ def compared(found: Sequence[Comparison], fmt: str = "table") -> str:
             f"p Holm: by image, corrected for the {len(found)} comparisons here; quote this one.",
         )
         sheets.append(Sheet(f"{split}: against {first.first}", header, body, notes, 2))
-    return written(sheets, fmt)
+    return sheets
 
 
 def _signed(estimate: Estimate) -> str:

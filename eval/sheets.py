@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from .summary import Estimate
@@ -86,6 +87,29 @@ def _terminal(tables: Sequence[Sheet]) -> str:
     for sheet in tables:
         console.print(rich_table(sheet))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def fragment(tables: Iterable[Sheet]) -> str:
+    """Sheets as HTML without a page around it, for notebooks, which bring their own look."""
+
+    def line(name: str, cells: Iterable[tuple[str, bool]], labels: int) -> str:
+        told = "".join(
+            f'<{name} style="text-align: {"left" if number < labels else "right"}">'
+            f"{f'<b>{escape(text)}</b>' if best else escape(text)}</{name}>"
+            for number, (text, best) in enumerate(cells)
+        )
+        return f"<tr>{told}</tr>"
+
+    made = []
+    for sheet in tables:
+        head = line("th", ((name, False) for name in sheet.header), sheet.labels)
+        body = "\n".join(line("td", ((cell.text, cell.best) for cell in cells), sheet.labels) for cells in sheet.body)
+        notes = escape(" ".join(sheet.notes).replace("* best", "bold: best"))
+        made.append(
+            f"<p><b>{escape(sheet.title)}</b></p>\n<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+            f"<p><small>{notes}</small></p>\n"
+        )
+    return "".join(made)
 
 
 def _markdown(sheet: Sheet) -> str:

@@ -46,7 +46,8 @@ def judged(
 ) -> dict[str, Any]:
     """What a run scores, kept beside it; scored once."""
     kept = workspace.runs / run.name / "table.json"
-    if kept.is_file() and (found := json.loads(kept.read_text())).get("limit") == limit and "folders" in found:
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    if found.get("limit") == limit and "folders" in found:
         return found
     if tuned(run):
         how = {"heads": ["cosine"], "backbone": f"run:{run.name}", "level": "pooled", "labels": {"cosine": run.name}}
@@ -76,8 +77,8 @@ def scores(how: dict[str, Any], label: str, workspace: Workspace, limit: int) ->
             found["categories"] = {name: part.metrics["group"].value for name, part in scored.by_category.items()}
     retrieval, attributes = row("shapes-retrieval", Sources()), row("shapes-attributes", Sources())
     folders |= {"retrieval": retrieval.folder, "attributes": attributes.folder}
-    metrics = retrieval.overall.metrics
-    found["retrieval"] = (metrics["i2t_r@1"].value + metrics["t2i_r@1"].value) / 2
+    ways = [retrieval.overall.metrics[name].value or 0.0 for name in ("i2t_r@1", "t2i_r@1")]
+    found["retrieval"] = sum(ways) / len(ways)
     found["attributes"] = attributes.overall.metrics["accuracy"].value
     found["folders"] = folders
     return found
@@ -103,9 +104,8 @@ def milliseconds_a_pair(checkpoint: Path, workspace: Workspace) -> float:
 def page(table: experiments.TableConfig, workspace: Workspace, args: argparse.Namespace) -> None:
     """Write the table as Markdown from what is there."""
     limit, path = args.limit, args.out
-    lines = []
-    found = scores({"heads": ["cosine"], "backbone": table.backbone}, "cosine", workspace, limit)
-    lines.append(["cosine", "pooled", "0", "0", "–", *(f"{found[column]:.1f}" for column in COLUMNS)])
+    plain = scores({"heads": ["cosine"], "backbone": table.backbone}, "cosine", workspace, limit)
+    lines = [["cosine", "pooled", "0", "0", "–", *(f"{plain[column]:.1f}" for column in COLUMNS)]]
     for row in table.recipes:
         seeds = [
             run for run in experiments.planned(table, [row]) if (workspace.runs / run.name / "table.json").is_file()

@@ -46,7 +46,7 @@ class Progress(Protocol):
     def __call__(self, kind: str, done: int, total: int, /) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """What an extraction did at one level. Levels of one pass share its seconds.
 
@@ -79,6 +79,11 @@ class Summary:
     level: str = ""
     bytes: int = 0
     mfu: float | None = None
+
+    def __repr__(self) -> str:
+        lost = f", {len(self.quarantined):,} could not be read" if self.quarantined else ""
+        done = f"{self.images:,} images and {self.texts:,} captions extracted, {self.reused:,} were there{lost}"
+        return f"<{self.store.name}: {done}>"
 
 
 def extract(

@@ -101,6 +101,12 @@ class Store(Snapshot):
     def __reduce__(self) -> tuple[Any, ...]:
         return Store.open, (self.path, self.manifest or None, self._asked)
 
+    def __repr__(self) -> str:
+        # From the manifest alone: it is shown of a damaged store too.
+        images, texts = (sum(part.rows for part in self._parts[kind]) for kind in FOLDERS)
+        each = f" of {' × '.join(map(str, self.spec.image_shape))}" if any(self.spec.image_shape) else ""
+        return f"<Store {self.path.name}: {images:,} images{each}, {texts:,} captions, {self.spec.dtype}>"
+
     def info(self) -> dict[str, Any]:
         """Counts, bytes, spec, manifests and quarantine by reason, for people and for `--json`."""
         return {

@@ -21,7 +21,6 @@ from playwright.sync_api import expect, sync_playwright
 
 from compal import api
 from compal.align.recipe import load_recipe
-from compal.cli.view import write
 from compal.config import to_dict
 from compal.errors import InputError, UnknownName, UsageError
 from compal.eval import outcomes, results
@@ -415,7 +414,7 @@ def test_ten_thousand_items_open_in_two_seconds(browser, tmp_path):
         table = outcomes.table(groups, rng.normal(size=2 * count).astype(np.float32), "pairs")
         folder = results.save(tmp_path / "scores" / name, table, meta | {"label": name, "order": number})
         made.append(results.row_of(folder))
-    write(results.with_chance(made), tmp_path / "many.html", Options(items=0))
+    api.Report(made).html(tmp_path / "many.html", items=0)
     context = browser.new_context()
     seen = context.new_page()
     seen.goto((tmp_path / "many.html").as_uri() + "#items")
