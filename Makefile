@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test nightly lint format types clean
+.PHONY: setup demo test nightly lint format types docs linkcheck clean
 
 setup: .venv/.ready
 
@@ -36,6 +36,13 @@ types: setup
 	@mkdir -p build/typed/compal && find build/typed -xtype l -delete
 	@ln -sfn $(addprefix "$(CURDIR)"/,$(ROOMS)) build/typed/compal/ && ln -sfn "$(CURDIR)/examples" build/typed/examples
 	cd build/typed && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p compal $(EXAMPLES)
+
+docs: setup  ## the site, in build/docs; a warning is an error
+	$(BIN)/sphinx-build -b html -W --keep-going -n -q docs build/docs
+	@echo build/docs/index.html
+
+linkcheck: setup  ## asks every address that the site names; needs the network
+	$(BIN)/sphinx-build -b linkcheck -W --keep-going -n -q docs build/linkcheck
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache
