@@ -95,7 +95,7 @@ def _open(name: str) -> tuple[Any, Any]:
     try:
         import transformers
     except ImportError:
-        raise InputError("loss 'read' needs transformers", "pip install 'compal[transformers]'") from None
+        raise InputError("loss 'read' needs transformers", "pip install 'compal[hf]'") from None
     with quietly(), torch.random.fork_rng():
         model, tokenizer = _tiny(transformers, name) if _is_random(name) else _pretrained(transformers, name)
     if model.config.is_encoder_decoder:

@@ -65,7 +65,7 @@ def tag_all(texts: Iterable[str], tagger: Tagger = "auto", model: str = "en_core
     """Tag captions, one after the other. Raises `InputError` if spaCy is asked for and is not installed."""
     nlp = _spacy(model) if tagger != "own" else None
     if nlp is None and tagger == "spacy":
-        cure = f'Install it: pip install "compal[segments]" && python -m spacy download {model}'
+        cure = f'Install it: pip install "compal[spacy]" && python -m spacy download {model}'
         raise InputError(f"spaCy's model {model} is not installed", cure)
     if nlp is None:
         yield from map(tag, texts)

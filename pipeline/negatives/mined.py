@@ -146,7 +146,7 @@ def _index(vectors: Any, config: Config) -> Any:
     try:
         import faiss
     except ImportError:
-        raise InputError("mined needs faiss", 'Install it: pip install "compal[interop]"') from None
+        raise InputError("mined needs faiss", 'Install it: pip install "compal[mining]"') from None
 
     count, dim = vectors.shape
     if config.index == "flat" or (config.index == "auto" and count <= EXACT_UP_TO):

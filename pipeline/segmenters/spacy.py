@@ -40,12 +40,12 @@ def _pipeline(model: str) -> Any:
     try:
         import spacy
     except ImportError:
-        raise InputError("segmenter 'spacy' needs spaCy", 'Install it: pip install "compal[segments]"') from None
+        raise InputError("segmenter 'spacy' needs spaCy", 'Install it: pip install "compal[spacy]"') from None
     try:
         loaded = spacy.load(model, exclude=["ner", "textcat"])
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n", 1)[0]
-        cure = f'Fetch it: python -m spacy download {model} (spaCy itself: pip install "compal[segments]")'
+        cure = f'Fetch it: python -m spacy download {model} (spaCy itself: pip install "compal[spacy]")'
         raise InputError(f"spaCy cannot load the model '{model}': {reason}", cure) from None
     if not loaded.has_pipe("parser"):
         raise InputError(f"the spaCy model '{model}' has no parser", f"Choose one that has: spacy:{MODEL}")

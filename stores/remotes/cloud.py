@@ -33,7 +33,10 @@ CONFIG = {
     "account": "account_name",
 }
 BUCKET = "Check the URL of the remote, or make the bucket."
-LOGIN = "Log in: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (GOOGLE_…, AZURE_… elsewhere), or ask its owner."
+LOGIN = (
+    "Log in: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (GOOGLE_…, AZURE_… elsewhere), or AWS_PROFILE with "
+    "pip install 'compal[s3]'; or ask its owner."
+)
 
 
 _process = 0  # that used obstore first

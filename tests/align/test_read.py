@@ -269,7 +269,7 @@ def test_without_transformers(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "transformers", None)
-    says("random", r"needs transformers\. pip install 'compal\[transformers\]'")
+    says("random", r"needs transformers\. pip install 'compal\[hf\]'")
 
 
 # --- in a run --------------------------------------------------------------------------------------------

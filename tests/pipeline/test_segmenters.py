@@ -310,14 +310,14 @@ def test_a_missing_model_is_named_with_both_cures():
         load("spacy:en_core_web_nothing")
     assert "cannot load the model 'en_core_web_nothing'" in str(error.value)
     assert "python -m spacy download en_core_web_nothing" in str(error.value)
-    assert 'pip install "compal[segments]"' in str(error.value)
+    assert 'pip install "compal[spacy]"' in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_library_is_named(monkeypatch):
     by_spacy._pipeline.cache_clear()
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(InputError, match=r'needs spaCy.*pip install "compal\[segments\]"'):
+    with pytest.raises(InputError, match=r'needs spaCy.*pip install "compal\[spacy\]"'):
         load("spacy")
 
 
