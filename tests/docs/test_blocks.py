@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
@@ -102,6 +103,14 @@ def test_blocks_share_a_folder_variables_and_names(page):
     page.run(Block("python", "import mine\nassert (b, mine.c, os.environ['MINE']) == (2, 3, '1')", 1))
     page.run(Block("bash", "echo 'c = 4' > mine.py; test -f ../a.txt", 1))
     page.run(Block("python", "import mine\nassert (mine.c, Path.cwd().name) == (4, 'inner')", 1))
+
+
+def test_what_a_block_imports_stays_imported(page):
+    """Torch cannot be imported twice, and the next block's commands need it."""
+    sys.modules.pop("this", None)
+    page.run(Block("python", "import this", 1))
+    assert "this" in sys.modules
+    assert sys.modules["__main__"] is not page.module
 
 
 def test_commands_run_warm_in_the_shell(page):

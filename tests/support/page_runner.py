@@ -74,7 +74,7 @@ class Page:
         printed = io.StringIO()
         try:
             with (
-                mock.patch.dict(sys.modules, {"__main__": self.module}),
+                main_is(self.module),
                 contextlib.redirect_stdout(printed),
                 contextlib.redirect_stderr(printed),
             ):
@@ -146,6 +146,17 @@ def answer(call: Path, root: Path) -> None:
 def read_environment(file: Path) -> dict[str, str]:
     """What `env -0` wrote."""
     return dict(entry.split("=", 1) for entry in file.read_text(errors="replace").split("\0") if "=" in entry)
+
+
+@contextlib.contextmanager
+def main_is(module: types.ModuleType) -> Iterator[None]:
+    """Meanwhile that is `__main__`. What is imported meanwhile stays: torch cannot be imported twice."""
+    before = sys.modules["__main__"]
+    sys.modules["__main__"] = module
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = before
 
 
 @contextlib.contextmanager
