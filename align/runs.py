@@ -25,6 +25,7 @@ import tomli_w
 from .. import __version__, registry
 from ..config import canonical, fingerprint, from_dict, read_toml, to_dict
 from ..errors import InputError, SpecMismatch, UsageError
+from ..stores.pairs import read_info
 from ..stores.spec import FeatureSpec
 from .checkpoint import write_atomic
 from .pairs import PairTable
@@ -96,6 +97,7 @@ def provenance(config: FitConfig, spec: FeatureSpec, tables: dict[str, PairTable
                 "pairs": len(table),
                 "groups": len(table.quads),
                 "left_out": table.left_out,
+                "said": read_info(table.path),
             }
             for name, table in tables.items()
         },

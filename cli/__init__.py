@@ -13,7 +13,7 @@ from collections.abc import Callable
 import typer
 
 from ..errors import CompalError
-from . import diagnose, evaluate, extract, fit, look, negatives, options, patch, peers, view
+from . import cite, diagnose, evaluate, extract, fit, look, negatives, options, patch, peers, view
 from .share import store_app
 
 app = typer.Typer(
@@ -61,6 +61,7 @@ COMMANDS: tuple[tuple[str, str, Callable[..., None]], ...] = (
     ("Data", "negatives", negatives.negatives),
     ("Data", "import", peers.import_),
     ("Weights", "patch", patch.patch),
+    ("Share", "cite", cite.cite),
     ("Look", "view", view.view),
     ("Look", "plot", view.plot),
     ("Look", "demo", look.demo),

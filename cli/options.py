@@ -200,3 +200,13 @@ Forget = Annotated[bool, _option(WHAT, "Remove the pin.", "--forget")]
 NoRemote = Annotated[bool, _option(MACHINE, "Do not ask the remotes before computing.", "--no-remote")]
 OnRemotes = Annotated[bool, typer.Option("--remote", help="List the stores on the remotes of compal.toml.")]
 StoresFolder = Annotated[Path | None, _option(OUTPUT, "Folder of stores.", "--into", show_default="WORKSPACE/stores")]
+
+Citable = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Run, store, scores, checkpoint, recipe, benchmark, dataset, backbone, head or loss.",
+        show_default="all that is scored",
+    ),
+]
+CiteFormat = Annotated[str, _option(OUTPUT, "bibtex, text or json.", "--format")]
+NewText = Annotated[Path | None, _option(OUTPUT, "File to write; it must not exist.", "--out", show_default="stdout")]

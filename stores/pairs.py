@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..errors import InputError, VerificationError
 from .files import disk_errors, sync
@@ -65,11 +66,13 @@ def read_pairs(path: Path) -> pa.Table:
 
 
 def read_info(path: Path) -> dict[str, str]:
-    """What `write_pairs` was told of where the pairs come from; empty for a table that does not say.
-    Raises what `read_pairs` raises."""
-    metadata = read_pairs(path).schema.metadata or {}
+    """What `write_pairs` was told of where the pairs come from; empty for a table that does not say. Rows are not read.
+    Raises `InputError` if there is no table, `VerificationError` if it is none."""
+    if not Path(path).is_file():
+        raise InputError(f"no pairs {path}", "Write them: compal extract --data NAME")
     try:
+        metadata = pq.read_schema(path).metadata or {}
         said = json.loads(metadata.get(INFO, b"{}"))
-    except ValueError as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise VerificationError(f"{path} cannot be read: {error}", AGAIN) from None
     return {str(name): str(value) for name, value in said.items()} if isinstance(said, dict) else {}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("stores", "world", "pipeline", "align", "eval", "assets", "api", "cli", "console")
+ROOMS = ("stores", "world", "pipeline", "align", "eval", "assets", "api", "cli", "console", "publish")
 LEAVES = ("errors", "registry", "config", "hub", "workspace")
 MAY_IMPORT = {
     "errors": (),
@@ -37,6 +37,7 @@ FREE = (
     "diagnose_cost",
     "experiments",
     "fit_plan",
+    "publish",
     "sweep",
     "sweep_scores",
 )  # the top: may import every room

@@ -18,6 +18,8 @@ from ..kernels.transport import transport
 from ..scorer import Alignment, Dims, Scorer, cosines, require, tokens_of, unit
 from ._projection import require_one_space
 
+CITE = ("arXiv:1306.0895",)
+
 
 @dataclass(frozen=True)
 class Config:

@@ -24,8 +24,8 @@ INFO = {
     "metric": "recall",
     "ks": (1, 5, 10),
     "chance": {},
-    "citation": "Young et al., From image descriptions to visual denotations, TACL 2014; the split: Karpathy and "
-    "Fei-Fei, Deep Visual-Semantic Alignments, arXiv:1412.2306",
+    "citation": "Young et al., From image descriptions to visual denotations, TACL 2014, "
+    "doi:10.1162/tacl_a_00166; the split: Karpathy and Fei-Fei, Deep Visual-Semantic Alignments, arXiv:1412.2306",
     "licence": "non-commercial research and education; images: Flickr terms",
     "url": "https://shannon.cs.illinois.edu/DenotationGraph",
     "files": "Put dataset_flickr30k.json of cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip in ROOT "

@@ -5,3 +5,4 @@ from __future__ import annotations
 from ._alias import alias
 
 spec, load = alias("clip", "ViT-B-32-quickgelu/openai")
+CITE = ("arXiv:2103.00020",)

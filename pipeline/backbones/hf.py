@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from ..dual_encoder import DualEncoder
 
 FAMILIES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
+CITE = {
+    r"^openai/clip": ("arXiv:2103.00020",),
+    r"^laion/": ("arXiv:2212.07143", "arXiv:2210.08402"),
+    r"metaclip-2": ("arXiv:2507.22062",),
+    r"metaclip-(?!2-)": ("arXiv:2309.16671",),
+    r"siglip-": ("arXiv:2303.15343",),
+    r"siglip2-": ("arXiv:2502.14786",),
+}
+"""Papers by what ORG/NAME says; a folder names none."""
 _SAVE = "Save it again with transformers: model.save_pretrained(folder)."
 
 
@@ -118,7 +127,7 @@ def _locate(argument: str, weights: bool = True) -> hub_files.Source:
         version = "0"
     if int(version.partition(".")[0]) < 5:
         found = f"finds {version}" if version != "0" else "finds none"
-        raise InputError(f"backbone hf needs transformers 5 and {found}", 'pip install -U "compal[transformers]"')
+        raise InputError(f"backbone hf needs transformers 5 and {found}", 'pip install -U "compal[hf]"')
     return hub_files.locate(argument, weights)
 
 

@@ -31,6 +31,23 @@ from ..tokenizers import BytePairs, CaptionTokenizer, HubTokenizer
 from ..towers import grid_of, image_tower, text_tower
 from . import _open_clip_weights as weights
 
+CITE = {
+    r"/openai|^[^/]+$": ("arXiv:2103.00020",),
+    r"laion": ("arXiv:2212.07143", "arXiv:2210.08402"),
+    r"datacomp|commonpool": ("arXiv:2304.14108",),
+    r"metaclip(?!-?_?2|.*worldwide)": ("arXiv:2309.16671",),
+    r"worldwide|metaclip[-_]?2": ("arXiv:2507.22062",),
+    r"SigLIP(?!-?2)": ("arXiv:2303.15343",),
+    r"SigLIP-?2": ("arXiv:2502.14786",),
+    r"^PE-": ("arXiv:2504.13181",),
+    r"dfn": ("arXiv:2309.17425",),
+    r"^EVA": ("arXiv:2303.15389",),
+    r"^coca": ("arXiv:2205.01917",),
+    r"^MobileCLIP-": ("arXiv:2311.17049",),
+    r"^ViTamin": ("arXiv:2404.02132",),
+}
+"""Papers by what MODEL/TAG says; a family that is not here names none."""
+
 
 class _Dims(NamedTuple):
     image_shape: tuple[int, int]

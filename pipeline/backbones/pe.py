@@ -5,3 +5,4 @@ from __future__ import annotations
 from ._alias import alias
 
 spec, load = alias("pe", "PE-Core-B-16/meta")
+CITE = ("arXiv:2504.13181",)

@@ -5,3 +5,4 @@ from __future__ import annotations
 from ._alias import alias
 
 spec, load = alias("pe-l14", "PE-Core-L-14-336/meta")
+CITE = ("arXiv:2504.13181",)

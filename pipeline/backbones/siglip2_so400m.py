@@ -5,3 +5,4 @@ from __future__ import annotations
 from ._alias import alias
 
 spec, load = alias("siglip2-so400m", "ViT-SO400M-16-SigLIP2-384/webli")
+CITE = ("arXiv:2502.14786",)

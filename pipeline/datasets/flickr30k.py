@@ -24,7 +24,8 @@ from ._tables import open_table
 INFO: dict[str, Any] = {
     "licence": "non-commercial research and educational use; each image under Flickr's terms",
     "revision": "the annotation file given",
-    "citation": "Young et al., From image descriptions to visual denotations, TACL 2014; splits: arXiv:1412.2306",
+    "citation": "Young et al., From image descriptions to visual denotations, TACL 2014, "
+    "doi:10.1162/tacl_a_00166; splits: arXiv:1412.2306",
     "splits": ("train", "val", "test"),
 }
 

@@ -22,7 +22,7 @@ from ._tagger import Tagged, Tagger, Unit, tag_all, version
 from ._text import bag, cased_like, plain, rebuild
 
 INFO = {
-    "source": "CLoVe, Castro et al., arXiv:2402.15021",
+    "source": "CLoVe, Castro et al., arXiv:2402.15021; WordNet, doi:10.1145/219717.219748",
     "version": "1",
     "licence": "that of the captions; WordNet's where it is used",
 }

@@ -1,0 +1,1 @@
+"""What leaves the workspace: citations of what was used, and heads and stores as repositories of the hub."""
