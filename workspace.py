@@ -38,6 +38,8 @@ from .registry import names, split_argument
 
 CONFIG_FILE = "compal.toml"
 DEFAULT_FOLDER = "compal-work"
+OWN_DATA = ("table", "folder")  # datasets that are files of the user's own, named by their path alone
+OWN_PAIRS = "pairs"  # the benchmark that asks about them
 SECRET = re.compile(r"secret|passw|token|credential|(access|account|api|private|sas|shared)_?key|^key$|signature", re.I)
 CREDENTIALS = re.compile(r"^[a-z0-9+]+://[^/@]*:[^/@]*@", re.I)
 ENVIRONMENT = "Put it into the environment (AWS_SECRET_ACCESS_KEY, …), an agent or the provider's own login."
@@ -45,7 +47,11 @@ ENVIRONMENT = "Put it into the environment (AWS_SECRET_ACCESS_KEY, …), an agen
 
 @dataclass(frozen=True)
 class Defaults:
-    """The [defaults] table; "" where nothing is said."""
+    """The [defaults] table; "" where nothing is said.
+
+    backbone  what --backbone is
+    data      what --data is
+    """
 
     backbone: str = ""
     data: str = ""
@@ -53,7 +59,14 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a compal.toml may hold."""
+    """What a compal.toml may hold.
+
+    workspace       folder of stores, runs and scores, relative to the file; "" = compal-work beside it
+    roots           where data sets and benchmarks lie, a folder a name; relative ones start at the file
+    defaults        what commands take where nothing is said: see `Defaults`
+    remotes         where the team shares its stores, a URL or a folder a name
+    remote_options  of a remote, by its name: endpoint, region, allow_http, anonymous, …
+    """
 
     workspace: str = ""
     roots: dict[str, str] = field(default_factory=dict)
@@ -162,12 +175,21 @@ class Workspace:
         return sorted(path for path in self.runs.iterdir() if path.is_dir() and not path.name.startswith("."))
 
     def root_for(self, name: str) -> Path | None:
-        """The root that compal.toml gives the dataset `name`; a relative one starts at that file's folder."""
+        """The root that compal.toml gives the dataset or benchmark `name`; a relative one starts at that file's folder.
+        The benchmark of one's own pairs has that of the data in use."""
         text = self.settings.roots.get(name) or self.settings.roots.get(name.replace("_", "-"))
         if not text:
-            return None
+            return self._own_files() if name == OWN_PAIRS else None
         folder = self.settings_file.parent if self.settings_file else Path.cwd()
         return folder / Path(text).expanduser()
+
+    def _own_files(self) -> Path | None:
+        """The table or folder of pictures that is in use as data, None if that is a named dataset."""
+        data, _ = self.choose("data")
+        name, place = self.dataset(data)
+        if name in OWN_DATA:
+            return place
+        return Path(data).expanduser() if data and name not in names("datasets") else None
 
     def dataset(self, data: str) -> tuple[str, Path | None]:
         """`NAME[:ROOT]` → (name, root); without ROOT the root is compal.toml's, or None."""

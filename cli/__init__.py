@@ -1,7 +1,7 @@
 """The command line: parse, call one function, print, turn errors into one line. Imports lazily.
 
 Results go to stdout, progress to stderr. Exit codes: 0 good, 1 fixable input, 2 usage, 3 verification
-failed, 4 remote, 130 interrupted (start the same command again: it goes on where it was).
+failed, 4 remote, 130 interrupted (the command to go on is printed).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import typer
 
+from ..console import terminal
 from ..errors import CompalError
-from . import cite, diagnose, evaluate, extract, fit, look, negatives, options, patch, peers, view
+from . import cite, diagnose, evaluate, extract, fit, look, negatives, options, patch, peers, speaking, view
 from .share import store_app
 
 app = typer.Typer(
@@ -28,17 +29,18 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point: run a command, print an error as one line, exit with its code."""
+    terminal.settle()
+    terminal.hush()
     try:
-        app()
+        sys.exit(speaking.run(app))
     except CompalError as error:
         if os.environ.get("COMPAL_TRACEBACK"):
             raise
         if not error.relayed:
-            print(f"compal: {error}", file=sys.stderr)
+            terminal.error(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("compal: interrupted. Start the same command again; it goes on where it was.", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt:  # before a command began
+        sys.exit(speaking.INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -47,8 +49,10 @@ def main() -> None:
 @app.callback()
 def _root(
     version: options.Version = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
-    pass
+    terminal.speak(quiet, verbose)
 
 
 # In the order of the panels and of the help page. Commands of `compal store` register themselves.
@@ -71,3 +75,6 @@ COMMANDS: tuple[tuple[str, str, Callable[..., None]], ...] = (
 for _panel, _name, _command in COMMANDS:
     app.command(_name, rich_help_panel=_panel)(_command)
 app.add_typer(store_app, name="store")
+for _registered in (*app.registered_commands, *store_app.registered_commands):
+    if _registered.callback:
+        _registered.callback = speaking.speaking(_registered.callback)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..console import steps
 from ..errors import UsageError
 from . import options
 from .extract import choose
@@ -61,7 +62,10 @@ def evaluate(
     _check_peer(against, model)
     if not benchmark:
         raise UsageError("eval needs a benchmark", "Name one, or see them: compal eval --list.")
-    chosen, _ = choose(workspace, backbone)
+    more = {"benchmark": benchmark, "root": root or workspace.root_for(benchmark), "level": level, "device": device}
+    chosen, _ = choose(
+        workspace, backbone, None, more | {"seed": seed, "scores": workspace.path / "scores" / benchmark}
+    )
     with console.Ticking() as ticking:
         rows = api.evaluate(
             benchmark, heads=head or (), runs=run or (), backbone=chosen, level=level, root=root, images=images,
@@ -73,6 +77,8 @@ def evaluate(
         explain(rows, against, model, "json" if as_json else format_)
         return
     print(rows.render("json" if as_json else format_, by_category), end="")
+    if not as_json and format_ == "table":
+        steps.after_eval(work)
 
 
 def _check_peer(against: str, model: str) -> None:

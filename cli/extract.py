@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import console
+from ..console import steps, terminal
 from ..errors import UsageError
 from . import options
 from .store import find_workspace
 
 if TYPE_CHECKING:
     from ..eval.sources import Sources
+    from ..pipeline.extract import Summary
     from ..workspace import Workspace
 
 
-def choose(workspace: Workspace, backbone: str, data: str | None = None) -> tuple[str, str]:
-    """The names to use, remembered for next time; says on stderr what was not given."""
+def choose(
+    workspace: Workspace, backbone: str, data: str | None = None, more: Mapping[str, object] | None = None
+) -> tuple[str, str]:
+    """The names to use, remembered for next time; says on stderr what was not given, and what the command works with,
+    `more` of it by name."""
     chosen, origin = workspace.choose("backbone", backbone, "shapes-vit")
     said = [] if origin == "given" else [f"--backbone {chosen} ({origin})"]
     dataset = ""
@@ -26,7 +31,8 @@ def choose(workspace: Workspace, backbone: str, data: str | None = None) -> tupl
         dataset, origin = workspace.choose("data", data, "shapes")
         said += [] if origin == "given" else [f"--data {dataset} ({origin})"]
     if said:
-        print(f"using {', '.join(said)}", file=sys.stderr)
+        terminal.say(f"using  {', '.join(said)}")
+    terminal.chose(backbone=chosen, data=dataset, **(more or {}), work=workspace.path)
     return chosen, dataset
 
 
@@ -34,7 +40,7 @@ def sources_of(
     workspace: Workspace, benchmark: str, root: Path | None, images: Path | None, allow_missing: bool,
     split: str | None, limit: int | None, variant: str | None = None,
 ) -> Sources:  # fmt: skip
-    """Where a benchmark's files are: given, or in compal.toml."""
+    """Where a benchmark's files are: given, or where the workspace says."""
     from ..eval.sources import Sources
 
     return Sources(root or workspace.root_for(benchmark), images, allow_missing, split, limit, variant)
@@ -100,34 +106,44 @@ def extract(
 
     Example: compal extract --backbone shapes-vit --data shapes --limit 50 --dry-run
     """
-    from .. import api, console
+    from .. import api
     from ..pipeline.plan import ExtractConfig
 
     workspace = find_workspace(work)
     _refuse_both(benchmark, variant, data or split or negatives or phrases)
-    chosen, dataset = choose(workspace, backbone, None if benchmark else data)
+    place, levels = _device(device, engine, dry_run), level or ["tokens"]
+    more = {"benchmark": benchmark, "level": ",".join(levels), "device": place}
+    chosen, dataset = choose(workspace, backbone, None if benchmark else data, more)
     config = ExtractConfig(
-        batch_size=_batch_size(batch_size), workers=workers, device=_device(device, engine, dry_run),
+        batch_size=_batch_size(batch_size), workers=workers, device=place,
         compile=compile_, engine=engine, processes=processes, patience=patience, retry=retry,
         remotes=() if no_remote else tuple(workspace.remotes), through=workspace.remote(through) if through else None,
     )  # fmt: skip
-    asked: dict[str, Any] = {
-        "level": level or "tokens", "dtype": dtype, "precision": precision, "jpeg": jpeg, "segments": segments,
-        "config": config, "workspace": workspace,
-    }  # fmt: skip
-    items = asked | {"limit": limit, "negatives": negatives or (), "phrases": phrases}
+    asked: dict[str, Any] = {"level": levels, "dtype": dtype, "precision": precision, "jpeg": jpeg}
+    asked |= {"segments": segments, "config": config, "workspace": workspace}
+    items: dict[str, Any] = {"limit": limit, "negatives": negatives or (), "phrases": phrases}
     sources = sources_of(workspace, benchmark, root, images, allow_missing, None, limit, variant) if benchmark else None
     if dry_run:
-        found = api.preview(chosen, dataset, split or (), benchmark=benchmark, sources=sources, timed=True, **items)
+        asked |= {"benchmark": benchmark, "sources": sources, "timed": True}
+        found = api.preview(chosen, dataset, split or (), **asked, **items)
         console.show_previews(found, as_json)
         return
     with console.Ticking() as ticking:
         if sources:
             done = api.extract_benchmark(chosen, benchmark, sources, progress=ticking.tick, **asked)
         else:
-            done = api.extract(chosen, dataset, split or (), progress=ticking.tick, **items)
-    workspace.remember(chosen, dataset)
+            done = api.extract(chosen, dataset, split or (), progress=ticking.tick, **asked, **items)
+    _say(workspace, chosen, dataset, done, benchmark, as_json, work)
+
+
+def _say(
+    workspace: Workspace, backbone: str, data: str, done: list[Summary], benchmark: str, as_json: bool,
+    work: Path | None,
+) -> None:  # fmt: skip
+    workspace.remember(backbone, data)
     console.show_summaries(done, as_json)
+    if not as_json:
+        steps.after_extract(done, benchmark, work)
 
 
 def _refuse_both(benchmark: str, variant: str | None, data: object) -> None:

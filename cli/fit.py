@@ -45,6 +45,8 @@ def fit(
     """
     from .. import api, console
     from ..align import processes, setups
+    from ..console import steps
+    from ..pipeline.naming import dataset_name
 
     workspace = find_workspace(work)
     asked = setups.Setup(recipe, {}) if recipe == "all" else setups.read(recipe)
@@ -68,3 +70,5 @@ def fit(
     if processes.first():
         workspace.remember(chosen, dataset)
         console.show_run(run, as_json)
+        if not as_json:
+            steps.after_fit(run.run_dir, dataset_name(dataset), work, level or "tokens")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typer
+
 from .. import registry
 from ..errors import UnknownName, UsageError
 from . import options, share
@@ -73,13 +75,18 @@ def ls(
             print("  none yet")
 
 
-def doctor(as_json: options.Json = False, work: options.Work = None) -> None:
-    """Say what works on this machine: Python, torch, GPU, Triton, libraries, the workspace.
+def doctor(remotes: options.AskRemotes = False, as_json: options.Json = False, work: options.Work = None) -> None:
+    """Say what works on this machine, and what to do where it does not: Python, torch, GPU, kernels, extras, disk,
+    limits, the workspace.
+
+    Nothing is downloaded. Exit code 0, unless something is broken that everybody needs: 1.
 
     Example: compal doctor
 
-    Example: compal doctor --json
+    Example: compal doctor --remotes --json
     """
-    from .. import console
+    from ..console import doctor as checks
 
-    console.show_doctor(find_workspace(work), as_json)
+    ask = (lambda: share.list_remote(work)) if remotes else None
+    if not checks.show(find_workspace(work), ask, as_json):
+        raise typer.Exit(1)

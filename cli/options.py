@@ -23,6 +23,8 @@ def _option(panel: str, help_text: str, *names: str, **more: object) -> object:
 WHAT, OUTPUT, MACHINE = "What", "Output", "Machine"
 
 Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+Quiet = Annotated[bool, _option(OUTPUT, "Only errors and the result: no progress, no hints.", "--quiet", "-q")]
+Verbose = Annotated[bool, _option(OUTPUT, "Say also what is decided and why, and how long it took.", "--verbose", "-v")]
 Json = Annotated[bool, _option(OUTPUT, "Print one JSON document instead of text.", "--json")]
 Work = Annotated[
     Path | None,
@@ -199,6 +201,7 @@ TrustVersion = Annotated[int | None, _option(WHAT, "Version to pin.", "--version
 Forget = Annotated[bool, _option(WHAT, "Remove the pin.", "--forget")]
 NoRemote = Annotated[bool, _option(MACHINE, "Do not ask the remotes before computing.", "--no-remote")]
 OnRemotes = Annotated[bool, typer.Option("--remote", help="List the stores on the remotes of compal.toml.")]
+AskRemotes = Annotated[bool, typer.Option("--remotes", help="Ask the remotes of compal.toml whether they answer.")]
 StoresFolder = Annotated[Path | None, _option(OUTPUT, "Folder of stores.", "--into", show_default="WORKSPACE/stores")]
 
 Citable = Annotated[

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import os
-import platform
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from . import terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -25,36 +23,44 @@ if TYPE_CHECKING:
     from ..pipeline.extract import Summary
     from ..pipeline.preview import Preview
     from ..stores.verify import Problem
-    from ..workspace import Workspace
 
 PLURAL = {"image": "images", "text": "captions"}
 
 
 class _Live:
-    """Bars on stderr, of this run only; silent where stderr is no terminal."""
+    """Progress on stderr, of this run only: bars on a terminal, a plain line now and then elsewhere, nothing if
+    quiet."""
 
     def __enter__(self) -> Any:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.bars: Bars = Progress(
-            TextColumn("{task.description:<28}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
         self.tasks: dict[str, TaskID] = {}
-        self.bars.start()
+        self.lines = terminal.Lines()
+        self.bars: Bars | None = None
+        if terminal.level() > terminal.QUIET and terminal.moves(sys.stderr):
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self.bars = Progress(
+                TextColumn("{task.description:<28}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self.bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        self.bars.stop()
+        if self.bars:
+            self.bars.stop()
 
     def show(self, label: str, done: int, total: int, note: str = "") -> None:
         """One bar per label; a bar whose total changes starts anew."""
+        if terminal.level() == terminal.QUIET:
+            return
+        if self.bars is None:
+            self.lines.show(label, done, total, note)
+            return
         if label not in self.tasks:
             self.tasks[label] = self.bars.add_task(label, total=total, note=note)
         self.bars.update(self.tasks[label], completed=done, total=total, note=note)
@@ -223,10 +229,6 @@ def show_run(run: RunResult, as_json: bool) -> None:
     best = "" if run.score is None else f", best validation {run.metric} {run.score:.1f} % at step {run.best_step:,}"
     print(f"{run.parameters:,} parameters, {run.steps:,} steps in {run.seconds:.0f} s{best}")
     print(f"run    {run.run_dir}")
-    asked = f"--run {run.run_dir.name}"
-    if (run.run_dir / "towers").is_dir():
-        asked = f"--backbone run:{run.run_dir.name} --level pooled --head cosine --extract"
-    print(f"next   compal eval BENCHMARK {asked}    (compal ls benchmarks)")
 
 
 def show_info(info: dict[str, Any], as_json: bool) -> None:
@@ -253,42 +255,3 @@ def show_problems(path: Path, problems: Sequence[Problem], as_json: bool) -> Non
     for problem in problems:
         print(f"{problem.file or problem.part}: {problem.what}. {problem.cure}")
     print(f"{path}: {'whole' if not problems else f'{len(problems)} problems'}")
-
-
-def show_doctor(workspace: Workspace, as_json: bool) -> None:
-    """What works on this machine. Nothing is downloaded and no host is asked."""
-    facts: dict[str, Any] = {
-        "python": platform.python_version(),
-        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
-    for package in (
-        "torch",
-        "triton",
-        "open_clip_torch",
-        "timm",
-        "zarr",
-        "pyarrow",
-        "transformers",
-        "faiss-cpu",
-        "spacy",
-    ):
-        try:
-            facts[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            facts[package] = "not installed"
-    started = time.perf_counter()
-    import torch
-
-    facts["torch imports in"] = f"{time.perf_counter() - started:.1f} s"
-    facts["threads"] = torch.get_num_threads()
-    facts["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; --device cpu"
-    facts["workspace"] = str(workspace.path)
-    parent = next(folder for folder in (workspace.path, *workspace.path.parents) if folder.exists())
-    facts["workspace is writable"] = os.access(parent, os.W_OK)
-    facts["free disk"] = f"{shutil.disk_usage(parent).free / 2**30:,.0f} GiB"
-    facts["stores"], facts["runs"] = len(workspace.list_stores()), len(workspace.list_runs())
-    if as_json:
-        print_json(facts)
-        return
-    for name, value in facts.items():
-        print(f"{name:<22} {value}")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import duration, print_json, size
+from . import duration, print_json, size, steps
 
 if TYPE_CHECKING:
     from ..eval.tradeoff import Tradeoff
@@ -49,7 +49,4 @@ def show_sweep(runs: Sequence[Patched], found: Tradeoff | None, format_: str) ->
         else:
             print(f"run    {run.path}{'  (was there)' if run.existed else ''}")
     if format_ == "table":
-        last = runs[-1]
-        towers = (last.path / "towers").is_dir()
-        how = f"--backbone run:{last.name} --level pooled --head cosine --extract" if towers else f"--run {last.name}"
-        print(f"next   compal eval BENCHMARK {how}    (compal ls benchmarks)")
+        steps.after_fit(runs[-1].path, "")

@@ -51,7 +51,7 @@ def _entry(name: str, root_for: Callable[[str], Path | None]) -> Entry:
     state, lacks, cure = "generated", "", ""
     if info.get("files"):
         state = "present"
-        if root is None or not root.exists():
+        if root is None or not Path(str(root).partition("?")[0]).exists():
             state, cure = "absent", str(info["files"])
             lacks = f"no folder {root}" if root else f'no root: [roots] {name} = "FOLDER" in compal.toml'
         else:

@@ -223,7 +223,11 @@ def test_ls_and_doctor(work):
     assert {"tflocal", "tfglobal", "linear", "cosine", "maxsim"} <= set(listing["heads"])
     assert {"shapes", "sugarcrepe", "bivlc", "winoground"} <= set(listing["benchmarks"])
     assert all(text for kind in registry.KINDS for text in listing[kind].values())
-    assert json.loads(run("doctor", "--json")[1])["workspace"] == str(work)
+    said = json.loads(run("doctor", "--json")[1])
+    assert (said["workspace"], said["whole"]) == (str(work), True)
+    checks = {check["name"]: check for check in said["checks"]}
+    assert {"gpu", "kernels (CPU)", "extra ray", "spaCy's model", "open files", "disk", "remotes"} <= set(checks)
+    assert all(check["cure"] for check in checks.values() if check["state"] != "good")
 
 
 def test_splits_go_by_their_usual_names():

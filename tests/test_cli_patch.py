@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import run
+from typer.testing import CliRunner
 
-from compal import api
+from compal import api, cli
 from compal.align.checkpoint import load_scorer, save_scorer
 from compal.align.recipe import load_recipe
 from compal.align.runs import describe
@@ -55,11 +56,11 @@ def examples():
 @pytest.mark.parametrize("words", examples(), ids=lambda words: " ".join(words[1:3]))
 def test_the_examples_of_the_help_run(work, words):
     words = ["1" if words[at - 1] == "--limit" else word for at, word in enumerate(words)]  # fewer, for the test
-    code, out, error = run(*words)
-    assert (code, error) == (0, "")
+    result = CliRunner().invoke(cli.app, words)
+    assert (result.exit_code, result.exception) == (0, None)
     assert [path for path in work.list_runs() if path.name.startswith("mine-patch-")]
     assert ("--plot" in words) == Path("curve.svg").is_file()
-    assert "next   compal eval BENCHMARK --run mine-patch-0.6" in out or "1 (mine)" in out
+    assert "next   compal eval BENCHMARK --run mine-patch-0.6" in result.stderr or "1 (mine)" in result.stdout
 
 
 def test_towers_are_extracted_and_scored(work):
@@ -80,9 +81,9 @@ def test_towers_are_extracted_and_scored(work):
     )
     (cosine,) = [row for row in base if row.role == "scorer"]
     assert curve[0.0][1]["value"] == cosine.overall.metrics["i2t_r@1"].value
-    code, out, _ = run("patch", "init", "ft", "--alpha", "0,1")
-    assert out.count("(was there)") == 2
-    assert "next   compal eval BENCHMARK --backbone run:ft-patch-1" in out
+    result = CliRunner().invoke(cli.app, ["patch", "init", "ft", "--alpha", "0,1"])
+    assert result.stdout.count("(was there)") == 2
+    assert "next   compal eval BENCHMARK --backbone run:ft-patch-1" in result.stderr
 
 
 def test_heads_at_the_ends_score_as_the_ends(work):

@@ -2,7 +2,8 @@
 
     ROOT/a.jpg  ROOT/a.txt  ROOT/more/b.png  ROOT/more/b.txt
 
-Where ROOT has a folder `train`, `val` or `test`, its folders are the splits; otherwise all of it is `train`.
+Where ROOT has a folder `train`, `val` or `test`, its folders are the splits; otherwise all of it is `train`, unless
+`ROOT?holdout=0.2` makes a fifth of the images, chosen by name, the split `val`.
 Images without captions are extracted; text files without an image are not looked at.
 """
 
@@ -13,11 +14,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError, UnknownName
+from ...errors import InputError, UnknownName, UsageError
+from ...stores import holdout
 from ...stores.files import TRANSIENT
 from ...stores.items import Item, Pair
 from .. import listing
-from ._files import IMAGE_SUFFIXES, Photo, Told, decoded, photo_items, photo_pairs, require_folder
+from ._files import (
+    IMAGE_SUFFIXES,
+    Photo,
+    Told,
+    decoded,
+    photo_items,
+    photo_pairs,
+    require_folder,
+    require_root,
+    split_options,
+)
 
 INFO: dict[str, Any] = {
     "licence": "that of your files",
@@ -38,22 +50,35 @@ def pairs(root: Path | None, split: str, limit: int | None = None) -> Iterator[P
 
 
 def splits(root: Path | None) -> list[str]:
-    """The splits of `root`: its folders if `train`, `val` or `test` is among them, else `train` alone."""
-    root = require_folder("folder", root)
+    """The splits of `root`: its folders if `train`, `val` or `test` is among them, else `train` alone, and `val` where
+    some are held out. Raises `UsageError` for a share that is none, or of a folder that has splits."""
+    root, share = _open(root)
     with os.scandir(root) as entries:  # which knows what is a folder without asking the disk once a file
         folders = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-    return folders if set(folders) & set(INFO["splits"]) else ["train"]
+    own = folders if set(folders) & set(INFO["splits"]) else []
+    if own and share:
+        raise UsageError(f"{root} has splits, and holdout={share} would make others", "Leave holdout out.")
+    return own or ([holdout.FITTED, holdout.HELD] if share else ["train"])
 
 
-def _photos(root: Path | None, split: str, limit: int | None) -> list[Photo]:
-    root = require_folder("folder", root)
-    known = splits(root)
+def _open(root: Path | None) -> tuple[Path, float]:
+    """The folder, and the share of its images that is held out."""
+    folder, given = split_options("folder", require_root("folder", root, "FOLDER"), (holdout.OPTION,))
+    share = holdout.share_of(given[holdout.OPTION]) if given else 0.0
+    return require_folder("folder", folder), share
+
+
+def _photos(asked: Path | None, split: str, limit: int | None) -> list[Photo]:
+    root, share = _open(asked)
+    known = splits(asked)
     if split not in known:
         raise UnknownName.among("split", split, known, f"To add it, make a folder {root / split}.")
     top = root / split if listing.is_dir(root / split) else root
     images = sorted(listing.patiently(os.path.join(top, ""), lambda: list(_images(top))))
     if not images:
         raise InputError(f"no images in {top}", f"Known endings: {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    if share:
+        images = [one for one in images if holdout.split_of("/".join(one[0]), share) == split]
     above = top.relative_to(root).parts
     return [_photo(top.joinpath(*parts), "/".join((*above, *parts)), told) for parts, told in images[:limit]]
 
