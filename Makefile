@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test nightly lint format types docs linkcheck clean
+.PHONY: setup wheel demo test nightly minimum lint format types docs linkcheck clean
 
 setup: .venv/.ready
 
@@ -10,6 +10,11 @@ setup: .venv/.ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@
+
+wheel:  ## wheel and sdist, in dist/; needs no .venv
+	rm -rf dist && $(PYTHON) -m venv build/builder
+	build/builder/bin/python -m pip install --quiet --disable-pip-version-check build
+	build/builder/bin/python -m build
 
 demo: setup  ## the whole pipeline on the embedded world
 	$(BIN)/compal demo
@@ -19,6 +24,17 @@ test: setup  ## a process per core; each file stays in one, as its tests share w
 
 nightly: setup  ## the tests with 10,000 fuzzed inputs in place of 500
 	COMPAL_FUZZ=10000 $(BIN)/python -m pytest tests/stores
+
+# Libraries of others warn of what came after them, so warnings are none of this run's errors. What is tested is chosen
+# by TESTS. 7 GB; remove .venv-minimum afterwards.
+TESTS ?= tests
+minimum: .venv-minimum/.ready  ## the tests with the lowest versions that pyproject.toml allows, on Python 3.11
+	.venv-minimum/bin/python -m pytest -W default --disable-warnings --numprocesses auto --dist loadfile $(TESTS)
+
+.venv-minimum/.ready: pyproject.toml tests/minimum.txt
+	python3.11 -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/minimum.txt --editable ".[dev]"
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .
@@ -45,4 +61,4 @@ linkcheck: setup  ## asks every address that the site names; needs the network
 	$(BIN)/sphinx-build -b linkcheck -W --keep-going -n -q docs build/linkcheck
 
 clean:
-	rm -rf build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

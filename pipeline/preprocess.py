@@ -40,8 +40,8 @@ def transform(described: Mapping[str, str]) -> Callable[[Image.Image], Tensor]:
     steps, scaling and normalising, which `scaling` does."""
     import numpy as np
     import torch
-    from open_clip.transform import MaybeToTensor, PreprocessCfg, image_transform_v2
-    from torchvision.transforms import CenterCrop, Normalize
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms import CenterCrop, Normalize, ToTensor
 
     height, width = map(int, described["size"].split("x"))
     config = PreprocessCfg(
@@ -51,7 +51,7 @@ def transform(described: Mapping[str, str]) -> Callable[[Image.Image], Tensor]:
         fill_color=int(described.get("fill", "0")),
     )
     *resizing, to_tensor, normalize = image_transform_v2(config, is_train=False).transforms
-    if not isinstance(to_tensor, MaybeToTensor) or not isinstance(normalize, Normalize):
+    if not isinstance(to_tensor, ToTensor) or not isinstance(normalize, Normalize):
         raise RuntimeError("open_clip's transform no longer ends in scaling and normalising: adapt preprocess.py")
     if described.get("crop") == "floor":
         resizing = [_floor_crop(height, width) if isinstance(step, CenterCrop) else step for step in resizing]
