@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup wheel demo test nightly minimum lint format types docs linkcheck clean
+.PHONY: setup wheel demo test nightly minimum lint format types docs notebooks linkcheck clean
 
 setup: .venv/.ready
 
@@ -59,6 +59,9 @@ docs: setup  ## the site, in build/docs; a warning is an error
 
 linkcheck: setup  ## asks every address that the site names; needs the network
 	$(BIN)/sphinx-build -b linkcheck -W --keep-going -n -q docs build/linkcheck
+
+notebooks: setup  ## execute them in place and strip what another machine would write otherwise
+	OMP_NUM_THREADS=1 $(BIN)/python docs/notebooks/execute.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -48,17 +48,17 @@ def listed(given: Any, one: type | tuple[type, ...] = (str, os.PathLike)) -> lis
 
 def store_named(given: Features, level: str, dtype: str, workspace: Workspace) -> tuple[Store | None, FeatureSpec, str]:
     """The store if it was given or named by path (None: the workspace's store of the spec), the spec, and the name to
-    remember. Raises what `pipeline.stored.spec_named` and `Store.open` raise."""
+    remember, "" for features that lie elsewhere. Raises what `pipeline.stored.spec_named` and `Store.open` raise."""
     from ..pipeline.stored import spec_named
     from ..stores.spec import FeatureSpec
     from ..stores.store import Store
 
     if isinstance(given, FeatureSpec):
         there = (workspace.find_store(given) / "spec.json").is_file()
-        return None, given, given.folder if there else ""
+        return None, given, given.backbone if there else ""
     if isinstance(given, Store):
         here = given.path.absolute() == workspace.find_store(given.spec)
-        return given, given.spec, given.spec.folder if here else ""
+        return given, given.spec, given.spec.backbone if here else ""
     name = os.fspath(given)
     if name and (isinstance(given, os.PathLike) or "/" in name) and (Path(name) / "spec.json").is_file():
         return store_named(Store.open(Path(name)), level, dtype, workspace)

@@ -57,14 +57,21 @@ def scorers(store: Store, heads: Sequence[str], runs: Sequence[str], workspace: 
         path = checkpoint(run, workspace)
         scorer = load_scorer(path, store.spec, device)
         label = path.stem if path.parent.name != "checkpoints" else path.parent.parent.name
+        if run.startswith("hf:"):  # its folder in the hub's cache is a commit
+            label = run.removeprefix("hf:").partition("@")[0].rpartition("/")[2]
         found.append(Entry(label, scorer, {"checkpoint": str(path), **recipe_of(path)}))
     return found
 
 
 def checkpoint(run: str, workspace: Workspace) -> Path:
-    """A run id, a run folder, a shipped head (`shipped:tflocal`) or a .safetensors file → the checkpoint's file.
+    """A run id, a run folder, a shipped head (`shipped:tflocal`), a run on the Hugging Face hub (`hf:ORG/NAME`, with
+    `@REVISION`) or a .safetensors file → the checkpoint's file.
 
-    Raises `UnknownName`."""
+    Raises `UnknownName`, and what `publish.hub.fetch` raises."""
+    if run.startswith("hf:"):
+        from ..publish import hub
+
+        return hub.fetch(run.removeprefix("hf:")) / "checkpoints" / "best.safetensors"
     if run.startswith("shipped:"):
         shipped = registry.ROOT / "assets" / "heads" / f"{run.removeprefix('shipped:')}.safetensors"
         if not shipped.is_file():
@@ -88,6 +95,8 @@ def open_scorer(
     head      a training-free head by name (cosine, maxsim, …), or a fitted one: a run by id or folder, what `fit`
               returned, `shipped:NAME`, or a .safetensors file
     backbone  whose features it reads, or their store; "" is the backbone used last
+    level     of the store: pooled, tokens, block:-K or regions
+    device    where it scores: cpu, cuda, cuda:1, mps
     Raises `UnknownName` for a head or run that does not exist, `InputError` for a head that must be fitted first,
     `SpecMismatch` for one that was fitted on other features, `MissingFeatures` without a store.
     """
@@ -153,6 +162,7 @@ def evaluate(
     extract_missing  extract what the store lacks first (the towers run for what is missing only)
     rerank         of retrieval: score so many candidates of every query only ("10:100" for several), which
                    `candidates` ("cosine" or a run) finds by an `index` (flat, ivf, hnsw)
+    device         where heads are scored: cpu, cuda, cuda:1, mps
     seed           of the random row and of the bootstrap
     labels         other labels for heads and runs
     references     which of random, text-only and cosine stand beside; all by default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.naming import dataset_name, pairs_of
@@ -32,6 +32,7 @@ def fit(
     progress: Callable[[Progress], None] | None = None,
     devices: int = 1,
     nodes: int = 1,
+    log: Sequence[str] = (),
 ) -> RunResult:
     """Fit a recipe on extracted features; the run lies in `workspace.runs`. Towers that it tuned lie in the run's
     `towers/`, from the best checkpoint: a backbone, `run:NAME`.
@@ -44,9 +45,11 @@ def fit(
     level      of the store to fit on; the recipe's by default
     resident   where features stay meanwhile: disk, ram, gpu or auto; the recipe's by default
     deterministic   only operators that give the same bits each time
+    device     cpu, cuda, cuda:1, mps
     resume     go on with a run that was stopped; one that is complete is returned as it is
     progress   called after every step (`align.fit.Progress`: step, loss, learning rate, validation in percent)
     devices, nodes  processes a machine and machines that share every batch: see `align.fit.fit`
+    log        loggers beside metrics.jsonl and TensorBoard: "wandb"; none is what compal.toml says
 
     Returns the run: `run_dir`, `checkpoint` of the best step, `score` in percent, `seconds`; `evaluate` takes it.
     The caller's random generators are left as they were.
@@ -55,14 +58,14 @@ def fit(
     `UnknownName` for a recipe or a setting that does not exist, `UsageError` for a value that does not fit,
     `InputError` if the run is there and `resume` is not asked for, or if the loss is no longer finite.
     """
-    from ..align import processes, setups
+    from ..align import loggers, processes, setups
     from ..align.fit import fit as fit_run
     from ..align.recipe import load_recipe
     from ..align.runs import run_name
     from ..align.scorer import tunes_towers
 
     workspace, recipe = workspace_of(workspace), os.fspath(recipe)
-    asked = setups.read(recipe)
+    asked, kept = setups.read(recipe), loggers.chosen(log or workspace.settings.defaults.log)
     chosen = data_of(data or asked.dataset, workspace)
     data = dataset_name(chosen)
     config = load_recipe(recipe, _settings(settings, level, resident, deterministic))
@@ -78,7 +81,7 @@ def fit(
 
         return open_towers(spec, device)
 
-    result = fit_run(config, store, train, validation, run, device, progress, resume, devices, nodes, towers)
+    result = fit_run(config, store, train, validation, run, device, progress, resume, devices, nodes, towers, kept)
     if tunes_towers(config.head["name"]):
         _keep_towers(result, spec)
     if processes.first():
