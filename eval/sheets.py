@@ -83,7 +83,8 @@ def _terminal(tables: Sequence[Sheet]) -> str:
     from rich.console import Console
 
     buffer = io.StringIO()
-    console = Console(file=buffer, width=200, color_system=None, legacy_windows=False)
+    # A notebook would be shown the table beside the value that it is asked for.
+    console = Console(file=buffer, width=200, color_system=None, legacy_windows=False, force_jupyter=False)
     for sheet in tables:
         console.print(rich_table(sheet))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"

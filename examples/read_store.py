@@ -18,7 +18,8 @@ from compal.align.batches import join
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     """Pooled embeddings (N, E) as they are stored, in float32 and of length 1."""
     full = vectors.astype(np.float32)
-    return full / np.linalg.norm(full, axis=1, keepdims=True)
+    found: NDArray[np.float32] = full / np.linalg.norm(full, axis=1, keepdims=True)
+    return found
 
 
 def main(backbone: str) -> float:
