@@ -23,6 +23,7 @@ class FitPlan:
     epochs      times that a step's pairs go through the table; None without a table
     lacks       what must be made first, each with its command
     prepare     where anything lacks: the commands that a set-up gives to make all of it, in order
+    bytes, free that its checkpoints would take, and that the disk has
     """
 
     recipe: str
@@ -40,6 +41,8 @@ class FitPlan:
     epochs: float | None
     lacks: tuple[str, ...]
     prepare: tuple[str, ...] = ()
+    bytes: int = 0
+    free: int = 0
 
 
 def plan_fit(
@@ -56,11 +59,13 @@ def plan_fit(
 
     from .align import setups
     from .align.recipe import load_recipe
+    from .align.record import checkpoint_bytes
     from .align.runs import run_name
     from .align.scorer import Dims, build_head
     from .api import dataset_name
     from .pipeline.stored import spec_named
     from .pipeline.trainable import open_towers
+    from .stores import space
 
     workspace = workspace or Workspace.find()
     data, config = dataset_name(data), load_recipe(recipe, settings)
@@ -70,10 +75,13 @@ def plan_fit(
     head = options.pop("name")
     with torch.random.fork_rng(devices=[]):
         scorer = build_head(head, options, Dims.of(spec), partial(open_towers, spec))
+    run, taken = workspace.runs / (name or run_name(recipe, config, spec, data)), checkpoint_bytes(scorer)
+    if problem := space.lacking(run, taken, "its checkpoints"):
+        lacks.append(f"{problem}. {space.CURE}")
     optim, batch = config.optim, min(config.data.batch_size, rows or config.data.batch_size)
     return FitPlan(
         recipe=recipe,
-        run=str(workspace.runs / (name or run_name(recipe, config, spec, data))),
+        run=str(run),
         backbone=spec.backbone,
         level=spec.level,
         store=str(workspace.find_store(spec)),
@@ -87,6 +95,8 @@ def plan_fit(
         epochs=optim.steps * optim.accumulate * batch / rows if rows else None,
         lacks=tuple(lacks),
         prepare=setups.read(recipe).commands(backbone, data) if lacks else (),
+        bytes=taken,
+        free=space.free(run),
     )
 
 

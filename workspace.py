@@ -51,10 +51,12 @@ class Defaults:
 
     backbone  what --backbone is
     data      what --data is
+    log       what --log of `compal fit` is
     """
 
     backbone: str = ""
     data: str = ""
+    log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ import torch
 
 from .. import registry
 from ..errors import SpecMismatch, UsageError
+from ..stores import space
 from ..stores.spec import FeatureSpec
 from . import runs
 from .batches import Features, FeatureTable, open_table
@@ -25,7 +26,7 @@ from .feed import Feed
 from .mining import Miner
 from .pairs import PairTable
 from .recipe import FitConfig, load_recipe
-from .record import Checkpoints, Progress, Record, State
+from .record import Checkpoints, Progress, Record, State, checkpoint_bytes
 from .sampling import Sampler
 from .scorer import Dims, Scorer, build_head
 from .step import Step, adamw
@@ -88,6 +89,7 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
     devices: int = 1,
     nodes: int = 1,
     towers: Callable[[str], Any] | None = None,
+    log: Sequence[str] = (),
 ) -> RunResult:
     """Fit a head and return where its best checkpoint lies.
 
@@ -102,6 +104,9 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
                     its result.
 
     towers  opens the towers above the store's cut on a device, for a head that tunes them
+    log     loggers beside metrics.jsonl and TensorBoard: "wandb"
+
+    At Ctrl-C the step is finished and saved, and KeyboardInterrupt raised: `resume` goes on there.
 
     Raises `UsageError` for a head with nothing to fit, `InputError` if the folder holds a run and `resume`
     is not asked for, if the loss is no longer finite, if the device is not there, if there is no compiler for
@@ -121,6 +126,7 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
         model = team.agreed(lambda: Training(_head(config, store, team, towers), config.loss, team, config.ema))
         if config.compile:
             team.agreed(lambda: compile_modules([model.scorer, model.teacher], fabric.device))
+        team.led(lambda: space.check(run_dir, checkpoint_bytes(model), "the run's checkpoints"))
         work = team.agreed(lambda: _open(config, store, train_pairs_path, val_pairs_path, team, model.scorer))
         optimizer = adamw(model, optim)
         _, stepper = fabric.setup(model, optimizer)
@@ -136,13 +142,16 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
         last = state.step if state.exhausted(config.validation.patience) else optim.steps
         clock = Clock(fabric.device, feed.loaded)
         take = Step(team, model, optimizer, stepper, optim, clock)
-        with Record(run_dir, config, state, saved, work.validation, progress, team.lead) as record, feed:
+        written = runs.Log(run_dir, state.step, config, log) if team.lead else None
+        with Record(written, config, state, saved, work.validation, progress) as record, feed:
             for step in range(state.step, last):
                 team.seed(config.seed, step)
                 loss, rate = take(feed.batches(step, last), step)
                 state.step = step + 1
                 if team.decided(lambda: record(loss, rate, take.line)):  # noqa: B023 - called at once
                     break
+            if team.decided(lambda: record.stopped):
+                raise KeyboardInterrupt
         return RunResult(**team.led(lambda: vars(_finish(run_dir, config, state, model, work, clock))))
 
 

@@ -19,6 +19,7 @@ from . import runs
 from .checkpoint import load_state, save_scorer, save_state
 from .feed import Feed
 from .recipe import FitConfig
+from .stopping import Stopping
 from .training import Training
 from .validate import Validation
 
@@ -61,24 +62,24 @@ class State:
 
 
 class Record:
-    """What follows a step, in the first process: log, validation, checkpoints, progress. A context manager; in the
-    other processes (`writes` False) it does nothing."""
+    """What follows a step, in the first process: log, validation, checkpoints, progress, and Ctrl-C, after which the
+    step is saved and the run ends. A context manager; in the other processes (no `log`) it only hears Ctrl-C."""
 
     def __init__(
         self,
-        run_dir: Path,
+        log: runs.Log | None,
         config: FitConfig,
         state: State,
         saved: Checkpoints,
         validation: Validation | None,
         progress: Callable[[Progress], None] | None,
-        writes: bool,
     ) -> None:
         self.config, self.state, self.saved = config, state, saved
         self.validation, self.progress = validation, progress
         self._started = time.monotonic() - state.seconds
         self._opened: ExitStack = ExitStack()
-        self._log = self._opened.enter_context(runs.Log(run_dir, state.step)) if writes else None
+        self._stopping = self._opened.enter_context(Stopping())
+        self._log = self._opened.enter_context(log) if log else None
 
     def __call__(self, loss: Tensor, rate: float, more: Callable[[], dict[str, Any]]) -> bool:
         """Take in the step that `state` counts; `more` values for a line of the log. Whether the run ends here."""
@@ -93,11 +94,16 @@ class Record:
                 measured = self.validation.measure(self.saved.model.judged)
                 log.write(state.step, validation=measured)
             self.saved.save(state, state.observe(next(iter(measured.values()), None)))
-        elif config.checkpoint_every and state.step % config.checkpoint_every == 0:
+        elif self.stopped or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
             self.saved.save_state(state)
         if self.progress is not None:
             self.progress(Progress(state.step, config.optim.steps, loss.item(), rate, state.seconds, measured))
-        return bool(measured) and state.exhausted(config.validation.patience)
+        return self.stopped or (bool(measured) and state.exhausted(config.validation.patience))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether Ctrl-C ends the run before its time."""
+        return self._stopping.asked and self.state.step < self.config.optim.steps
 
     def __enter__(self) -> Record:
         return self
@@ -106,6 +112,14 @@ class Record:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._opened.close()
+
+
+def checkpoint_bytes(model: torch.nn.Module) -> int:
+    """What a run's checkpoints take on the disk at the most: best and last, and two states, of which one is being
+    written: weights and, of what is trained, the two moments of Adam."""
+    whole = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    trained = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
+    return int(2 * whole + 2 * (whole + 2 * trained))
 
 
 class Checkpoints:

@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +28,7 @@ from ..config import canonical, fingerprint, from_dict, read_toml, to_dict
 from ..errors import InputError, SpecMismatch, UsageError
 from ..stores.pairs import read_info
 from ..stores.spec import FeatureSpec
+from . import loggers
 from .checkpoint import write_atomic
 from .pairs import PairTable
 from .recipe import FitConfig
@@ -125,25 +127,25 @@ def _commit() -> str | None:
 
 
 class Log:
-    """metrics.jsonl and TensorBoard. On resuming, lines after `step` are dropped: those steps run again."""
+    """metrics.jsonl and the curves of `loggers`. On resuming, lines after `step` are dropped: those steps run again."""
 
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # 0.2 s of imports that only fitting needs
-
+    def __init__(self, folder: Path, step: int, config: FitConfig, others: Sequence[str] = ()) -> None:
         path = folder / "metrics.jsonl"
         kept = [line for line in _lines(path) if line["step"] <= step] if step else []
         write_atomic(path, b"".join(canonical(line) + b"\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        self._curves = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+        self._curves = loggers.opened(others, folder, step, to_dict(config))
 
     def write(self, step: int, **values: Any) -> None:
         """One line, and a curve for every number (numbers inside a dict are named `outer/inner`)."""
         self._file.write(canonical({"step": step, **values}).decode() + "\n")
         self._file.flush()
+        flat = {}
         for name, value in values.items():
             for inner, number in value.items() if isinstance(value, dict) else [("", value)]:
-                curve = f"{name}/{inner}" if inner else name
-                self._curves.add_scalar(curve, number, step)  # type: ignore[no-untyped-call]
+                flat[f"{name}/{inner}" if inner else name] = number
+        for curves in self._curves:
+            curves.add(step, flat)
 
     def __enter__(self) -> Log:
         return self
@@ -152,7 +154,8 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        self._curves.close()  # type: ignore[no-untyped-call]
+        for curves in self._curves:
+            curves.close()
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

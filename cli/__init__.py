@@ -14,7 +14,22 @@ import typer
 
 from ..console import terminal
 from ..errors import CompalError
-from . import cite, diagnose, evaluate, extract, fit, look, negatives, options, patch, peers, speaking, view
+from . import (
+    cite,
+    diagnose,
+    evaluate,
+    extract,
+    fit,
+    hub,
+    init,
+    look,
+    negatives,
+    options,
+    patch,
+    peers,
+    speaking,
+    view,
+)  # fmt: skip
 from .share import store_app
 
 app = typer.Typer(
@@ -62,10 +77,12 @@ COMMANDS: tuple[tuple[str, str, Callable[..., None]], ...] = (
     ("The three stages", "eval", evaluate.evaluate),
     ("The three stages", "diagnose", diagnose.diagnose),
     ("The three stages", "report", evaluate.report),
+    ("Data", "init", init.init),
     ("Data", "negatives", negatives.negatives),
     ("Data", "import", peers.import_),
     ("Weights", "patch", patch.patch),
     ("Share", "cite", cite.cite),
+    ("Share", "push-hub", hub.push_hub),
     ("Look", "view", view.view),
     ("Look", "plot", view.plot),
     ("Look", "demo", look.demo),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UnknownName, UsageError
-from . import options
+from . import completing, options
 from .extract import choose, sources_of
 from .store import find_workspace
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "md", "csv", "json")
 
-Judge = Annotated[str, typer.Argument(help="Benchmark of swaps; see `compal ls benchmarks`.")]
+Judge = Annotated[
+    str, typer.Argument(help="Benchmark of swaps; see `compal ls benchmarks`.", autocompletion=completing.benchmarks)
+]
 Part = Annotated[
     str | None,
     typer.Option("--split", help="One split or subset of it.", show_default="in_domain of shapes, else all",

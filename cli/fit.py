@@ -15,6 +15,7 @@ def fit(
     name: options.Name = "",
     level: options.Cut = "",
     resume: options.Resume = False,
+    log: options.Log = None,
     device: options.Device = "cpu",
     resident: options.Resident = "",
     deterministic: options.Deterministic = False,
@@ -28,6 +29,7 @@ def fit(
 
     Writes WORKSPACE/runs/RUN: the complete configuration, provenance, metrics,
     a TensorBoard log and checkpoints; tuned towers are the backbone run:RUN.
+    Ctrl-C finishes the step, saves it and says how to go on.
     Exit code 1: an input to fix, 2: usage.
 
     Example: compal fit tflocal --backbone shapes-vit --data shapes --set optim.steps=300
@@ -41,16 +43,22 @@ def fit(
 
     Example: compal fit linear --backbone clip --data coco:/data/coco --device cuda --devices 4
 
+    Example: compal fit linear --log wandb --set optim.steps=300
+
     Example: compal fit finetune --backbone shapes-vit --data shapes --level pixels --set optim.lr=1e-4
     """
     from .. import api, console
     from ..align import processes, setups
+    from ..align.recipe import load_recipe
     from ..console import steps
     from ..pipeline.naming import dataset_name
 
     workspace = find_workspace(work)
     asked = setups.Setup(recipe, {}) if recipe == "all" else setups.read(recipe)
-    chosen, dataset = choose(workspace, backbone or asked.backbone, data or asked.dataset)
+    more = {"recipe": recipe, "device": device}
+    if recipe != "all":
+        more["seed"] = str(load_recipe(recipe, list(set_ or ())).seed)
+    chosen, dataset = choose(workspace, backbone or asked.backbone, data or asked.dataset, more)
     settings = [*(set_ or ()), *([f"data.resident={resident}"] if resident else [])]
     settings += ["deterministic=true"] if deterministic else []
     settings += [f"level={level}"] if level else []
@@ -65,7 +73,7 @@ def fit(
     with console.Fitting() as fitting:
         run = api.fit(
             recipe, chosen, dataset, settings=settings, name=name, device=device, resume=resume,
-            workspace=workspace, progress=fitting.tick, devices=devices, nodes=nodes,
+            workspace=workspace, progress=fitting.tick, devices=devices, nodes=nodes, log=log or (),
         )  # fmt: skip
     if processes.first():
         workspace.remember(chosen, dataset)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from . import completing
 
 
 def _version(asked: bool) -> None:
@@ -33,33 +34,62 @@ Work = Annotated[
 
 Backbone = Annotated[
     str,
-    typer.Option("--backbone", "-b", help="Frozen encoder; see `compal ls backbones`.", show_default="last used"),
+    typer.Option(
+        "--backbone",
+        "-b",
+        help="Frozen encoder; see `compal ls backbones`.",
+        show_default="last used",
+        autocompletion=completing.backbones,
+    ),
 ]
 Data = Annotated[
     str,
-    typer.Option("--data", "-d", help="Dataset NAME[:ROOT], or a table or folder by path.", show_default="last used"),
+    typer.Option(
+        "--data",
+        "-d",
+        help="Dataset NAME[:ROOT], or a table or folder by path.",
+        show_default="last used",
+        autocompletion=completing.datasets,
+    ),
 ]
 Splits = Annotated[
     list[str] | None,
     _option(WHAT, "Split; repeat for several.", "--split", show_default="what fitting needs"),
 ]
-Benchmark = Annotated[str, _option(WHAT, "Extract a benchmark's images and captions instead.")]
+Benchmark = Annotated[
+    str, _option(WHAT, "Extract a benchmark's images and captions instead.", autocompletion=completing.benchmarks)
+]
 Root = Annotated[Path | None, _option(WHAT, "The benchmark's files.")]
 Images = Annotated[Path | None, _option(WHAT, "The benchmark's photographs, if not below --root.")]
 AllowMissing = Annotated[bool, _option(WHAT, "Leave out and list items without a photograph.", "--allow-missing")]
-Level = Annotated[str, _option(WHAT, "Where the ladder is cut: pooled, tokens or regions.")]
+Level = Annotated[
+    str, _option(WHAT, "Where the ladder is cut: pooled, tokens or regions.", autocompletion=completing.levels)
+]
 Cut = Annotated[
-    str, _option(WHAT, "Where the ladder is cut: tokens, pooled, block:-K, pixels.", "--level", show_default="recipe's")
+    str,
+    _option(
+        WHAT,
+        "Where the ladder is cut: tokens, pooled, block:-K, pixels.",
+        "--level",
+        show_default="recipe's",
+        autocompletion=completing.levels,
+    ),
 ]
 Levels = Annotated[
     list[str] | None,
     _option(
         WHAT, "pooled, tokens, block:-K, pixels, regions[:grid]; several by comma, or repeat.", "--level",
-        show_default="tokens",
+        show_default="tokens", autocompletion=completing.levels,
     ),
 ]  # fmt: skip
 Segments = Annotated[
-    str, _option(WHAT, "Segmenter of captions without segments; see `compal ls segmenters`.", show_default="dataset")
+    str,
+    _option(
+        WHAT,
+        "Segmenter of captions without segments; see `compal ls segmenters`.",
+        show_default="dataset",
+        autocompletion=completing.segmenters,
+    ),
 ]
 Negatives = Annotated[
     list[str] | None,
@@ -69,19 +99,45 @@ Negatives = Annotated[
     ),
 ]  # fmt: skip
 Phrases = Annotated[bool, _option(WHAT, "Extract the captions' noun phrases too, as captions.", "--phrases")]
-Dtype = Annotated[str, _option(WHAT, "On disk: float16, bfloat16 or float32.")]
+Dtype = Annotated[str, _option(WHAT, "On disk: float16, bfloat16 or float32.", autocompletion=completing.dtypes)]
 Limit = Annotated[int | None, _option(WHAT, "Take only the first so many.", min=1)]
 
-Recipe = Annotated[str, typer.Argument(help="Recipe or set-up (`compal ls recipes`, `setups`), or a TOML file.")]
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="Recipe or set-up (`compal ls recipes`, `setups`), or a TOML file.", autocompletion=completing.recipes
+    ),
+]
 Settings = Annotated[
     list[str] | None, _option(WHAT, "Override a setting; repeat for several.", "--set", metavar="KEY=VALUE")
 ]
 Name = Annotated[str, _option(WHAT, "Name of the run's folder.", show_default="recipe and a hash")]
+Log = Annotated[
+    list[str] | None,
+    _option(
+        OUTPUT,
+        "Log there too: wandb, tensorboard (always on); several by comma.",
+        "--log",
+        show_default="none",
+        autocompletion=completing.loggers,
+    ),
+]
 Resume = Annotated[bool, _option(WHAT, "Go on with a run that was stopped.", "--resume")]
 
-Judge = Annotated[str, typer.Argument(help="Benchmark; see `compal eval --list`.", show_default="none")]
-Runs = Annotated[list[str] | None, _option(WHAT, "Run id, checkpoint, or shipped:NAME; repeat for several.", "--run")]
-Heads = Annotated[list[str] | None, _option(WHAT, "Training-free head: cosine, maxsim; repeat.", "--head")]
+Judge = Annotated[
+    str,
+    typer.Argument(
+        help="Benchmark; see `compal eval --list`.", show_default="none", autocompletion=completing.benchmarks
+    ),
+]
+Runs = Annotated[
+    list[str] | None,
+    _option(WHAT, "Run id, checkpoint, or shipped:NAME; repeat for several.", "--run", autocompletion=completing.runs),
+]
+Heads = Annotated[
+    list[str] | None,
+    _option(WHAT, "Training-free head: cosine, maxsim; repeat.", "--head", autocompletion=completing.heads),
+]
 Part = Annotated[str | None, _option(WHAT, "One split or subset of it.")]
 Variant = Annotated[
     str | None, _option(WHAT, "Known erratum or rival form to read instead of the corrected default.", "--variant")
@@ -157,9 +213,16 @@ Deterministic = Annotated[
 Precision = Annotated[str, _option(WHAT, "Of the forward pass: float32, bfloat16 or float16 (autocast).")]
 Jpeg = Annotated[str, _option(WHAT, "exact, or reduced: large JPEGs are decoded at a fraction of their scale.")]
 Compile = Annotated[bool, _option(MACHINE, "Send the towers through torch.compile.", "--compile")]
-Engine = Annotated[str, _option(MACHINE, "Who does the work; see `compal ls engines`.")]
+Engine = Annotated[
+    str, _option(MACHINE, "Who does the work; see `compal ls engines`.", autocompletion=completing.engines)
+]
 Processes = Annotated[int, _option(MACHINE, "How many processes the engine starts.", min=0, show_default="its choice")]
-Through = Annotated[str, _option(MACHINE, "Remote for the parts of --engine ray where machines share no disk.")]
+Through = Annotated[
+    str,
+    _option(
+        MACHINE, "Remote for the parts of --engine ray where machines share no disk.", autocompletion=completing.remotes
+    ),
+]
 PatienceSeconds = Annotated[float, _option(MACHINE, "Seconds that a network share may be gone.", "--patience", min=0.0)]
 Retry = Annotated[bool, _option(WHAT, "Try items of the quarantine again.", "--retry")]
 Dry = Annotated[bool, _option(OUTPUT, "Say what would be done, and its cost.", "--dry-run")]
@@ -168,25 +231,38 @@ SheetFormat = Annotated[str, _option(OUTPUT, "table, md, csv or json.", "--forma
 DryRun = Annotated[bool, _option(OUTPUT, "Say what would be done, in parts, rows, bytes and time.", "--dry-run")]
 
 Kind = Annotated[
-    str, typer.Argument(help="backbones, datasets, heads, losses, recipes, benchmarks, stores or runs; all if none.")
+    str,
+    typer.Argument(
+        help="backbones, datasets, heads, losses, recipes, benchmarks, stores or runs; all if none.",
+        autocompletion=completing.kinds,
+    ),
 ]
-StoreName = Annotated[str, typer.Argument(help="Path, or the beginning of a name in the workspace.")]
+StoreName = Annotated[
+    str, typer.Argument(help="Path, or the beginning of a name in the workspace.", autocompletion=completing.stores)
+]
 Deep = Annotated[bool, typer.Option(help="Also checksum every sample and check every value.")]
 
-FirstStore = Annotated[str, typer.Argument(help="Path, or the beginning of a name in the workspace.")]
-OtherStore = Annotated[str, typer.Argument(help="The store to compare with.")]
+FirstStore = Annotated[
+    str, typer.Argument(help="Path, or the beginning of a name in the workspace.", autocompletion=completing.stores)
+]
+OtherStore = Annotated[str, typer.Argument(help="The store to compare with.", autocompletion=completing.stores)]
 Atol = Annotated[float, _option(WHAT, "Values may differ by so much.", min=0.0)]
 Rtol = Annotated[float, _option(WHAT, "…, and by this share of the other's magnitude.", min=0.0)]
 Version_ = Annotated[int, typer.Argument(help="Number of the version, see `compal store log`.", min=1)]
 PartSize = Annotated[int, _option(WHAT, "Size a part aims at, MiB.", min=1)]
 Days = Annotated[float, _option(WHAT, "Keep what a version of the last so many days lists.", min=0.0)]
-Sources = Annotated[list[str], typer.Argument(help="Stores, by path or by the beginning of a name.")]
+Sources = Annotated[
+    list[str], typer.Argument(help="Stores, by path or by the beginning of a name.", autocompletion=completing.stores)
+]
 Into = Annotated[Path, _option(OUTPUT, "Folder of the store to write.", "--into")]
 NewFolder = Annotated[Path | None, _option(OUTPUT, "Folder to write.", "--into", show_default="beside the store")]
 CastTo = Annotated[str, _option(WHAT, "bfloat16, float16, float32 or int8.")]
 NewFile = Annotated[Path, typer.Argument(help="File or folder to write; it must not exist.")]
 ExistingFile = Annotated[Path, typer.Argument(help="File or folder to read.")]
-StoreFormat = Annotated[str, _option(WHAT, "See `compal ls formats`.", "--format", show_default="by suffix")]
+StoreFormat = Annotated[
+    str,
+    _option(WHAT, "See `compal ls formats`.", "--format", show_default="by suffix", autocompletion=completing.formats),
+]
 Mapping = Annotated[
     list[str] | None,
     _option(
@@ -194,9 +270,21 @@ Mapping = Annotated[
     ),
 ]
 
-RemoteName = Annotated[str, _option(WHAT, "Remote of compal.toml, or a URL.", "--remote", show_default="the only one")]
+RemoteName = Annotated[
+    str,
+    _option(
+        WHAT,
+        "Remote of compal.toml, or a URL.",
+        "--remote",
+        show_default="the only one",
+        autocompletion=completing.remotes,
+    ),
+]
 RemoteStore = Annotated[str, typer.Argument(help="Beginning of its name on the remote.", show_default="the only one")]
-OnlyData = Annotated[str, _option(WHAT, "Only the parts that this dataset needs, NAME[:ROOT].", "--data")]
+OnlyData = Annotated[
+    str,
+    _option(WHAT, "Only the parts that this dataset needs, NAME[:ROOT].", "--data", autocompletion=completing.datasets),
+]
 TrustVersion = Annotated[int | None, _option(WHAT, "Version to pin.", "--version", show_default="newest", min=1)]
 Forget = Annotated[bool, _option(WHAT, "Remove the pin.", "--forget")]
 NoRemote = Annotated[bool, _option(MACHINE, "Do not ask the remotes before computing.", "--no-remote")]
@@ -213,3 +301,10 @@ Citable = Annotated[
 ]
 CiteFormat = Annotated[str, _option(OUTPUT, "bibtex, text or json.", "--format")]
 NewText = Annotated[Path | None, _option(OUTPUT, "File to write; it must not exist.", "--out", show_default="stdout")]
+Publishable = Annotated[str, typer.Argument(help="Run by id or folder, or store by path or the beginning of a name.")]
+Repository = Annotated[str, typer.Argument(help="Repository of the hub, ORG/NAME; created if it is not there.")]
+Licence = Annotated[str, _option(WHAT, "Licence as the hub names it: apache-2.0, cc-by-4.0, …", "--licence")]
+Private = Annotated[bool, _option(WHAT, "Create it private.", "--private")]
+Branch = Annotated[str, _option(WHAT, "Branch to commit to.", "--revision", show_default="main")]
+CommitMessage = Annotated[str, _option(WHAT, "Message of the commit.", "--message", "-m", show_default="its name")]
+IMay = Annotated[bool, _option(WHAT, "I may publish what data of a restrictive licence went into.", "--i-may")]

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..stores.space import RESERVE
 from . import terminal
 
 if TYPE_CHECKING:
@@ -192,6 +193,9 @@ def show_previews(previews: Sequence[Preview], as_json: bool) -> None:
     timed = next((preview for preview in previews if preview.basis), None)
     if timed:
         print(f"time   {'' if timed.seconds is None else f'about {duration(timed.seconds)}, from '}{timed.basis}")
+    needed, first = sum(preview.bytes for preview in previews), previews[0]
+    little = "; that is too little: free some, or choose another workspace" if needed + RESERVE > first.free else ""
+    print(f"disk   {size(needed)} of {size(first.free)} that are free{little if needed else ''}")
     for preview in previews:
         print(f"store  {preview.store}")
 
@@ -215,6 +219,7 @@ def show_fit_plan(plan: FitPlan, as_json: bool) -> None:
     print(f"steps  {plan.steps:,} of {plan.batch_size * plan.accumulate:,} pairs: {pairs}")
     print(f"store  {plan.store}")
     print(f"run    {plan.run}")
+    print(f"disk   {size(plan.bytes)} of checkpoints, of {size(plan.free)} that are free")
     for what in plan.lacks:
         print(f"lacks  {what}")
     for command in plan.prepare:

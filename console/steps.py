@@ -18,9 +18,9 @@ def _at(work: Path | None) -> str:
     return f" --work {shlex.quote(str(work))}" if work else ""
 
 
-def after_init(data: str, work: Path | None = None) -> None:
-    """A workspace has been described; `data` is what the file says, "" for the embedded world."""
-    terminal.follow(f"compal extract{_at(work)}")
+def after_init() -> None:
+    """A workspace has been described: its file says what a command without options takes."""
+    terminal.follow("compal extract")
 
 
 def after_extract(done: Iterable[Summary], benchmark: str, work: Path | None = None) -> None:

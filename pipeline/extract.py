@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .. import registry
 from ..errors import CompalError
+from ..stores import space
 from ..stores.items import Item, Pair
 from ..stores.pairs import read_info, write_pairs
 from ..stores.rows import Quarantined
@@ -155,6 +156,7 @@ def _extract(wanted: Sequence[Item], job: Job, progress: Progress | None, encode
         units = plan_units(wanted, stores, job.config)
     todo = [_todo(units, store) for store in stores]
     counts = _Counts(units, todo, stores, progress)
+    space.check(job.folders[0], 0 if job.config.through else counts.bytes, f"features of {counts.left:,} items")
     if counts.left:
         _run(replace(job, items=counts.left), units, counts, encoder)
     for store in stores:
@@ -266,7 +268,7 @@ def _todo(units: Sequence[Unit], store: Store) -> list[PlannedPart]:
 class _Counts:
     """What was done, for the progress and the summary.
 
-    left    how many items are to be encoded, at whatever level
+    left    how many items are to be encoded, at whatever level; they take about `bytes` on the disk
     done    the reports of units
     levels  that each unit serves
     """
@@ -289,7 +291,7 @@ class _Counts:
             left[unit.kind] += sum(map(len, runs))
         self._done: dict[str, int] = {kind: self._total[kind] - left[kind] for kind in KINDS}
         self.left = sum(left.values())
-        self._bytes = sum(
+        self.bytes = sum(
             len(part.items) * sample_bytes(part.kind, part.items, store.spec)
             for parts, store in zip(todo, stores, strict=True)
             for part in parts
@@ -307,7 +309,7 @@ class _Counts:
         self.done.append(done)
         if self._progress:
             written = sum(one.bytes for one in self.done)
-            self._progress("written", written, max(self._bytes, written))
+            self._progress("written", written, max(self.bytes, written))
             if done.peak and done.flops and done.forward_seconds:
                 self._progress("mfu", round(100 * done.flops / done.peak / done.forward_seconds), 100)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CompalError, SpecMismatch
+from ..stores import space
 from ..stores.items import Item
 from ..stores.manifest import done_names, read_done
 from ..stores.spec import FeatureSpec
@@ -27,6 +28,7 @@ class Preview:
     reused   wanted items that are there, quarantined ones too
     seconds  of the forward passes, None where the time is not known; levels of one pass share it
     basis    where that is from, or why it is not known
+    free     bytes free on the store's disk
     """
 
     store: Path
@@ -38,6 +40,7 @@ class Preview:
     level: str = ""
     seconds: float | None = None
     basis: str = ""
+    free: int = 0
 
 
 def preview(items: Iterable[Item], spec: FeatureSpec, folder: Path, config: ExtractConfig | None = None) -> Preview:
@@ -92,6 +95,7 @@ def _previewed(
         level=store.spec.level,
         seconds=time[0] if parts else None,
         basis=time[1] if parts else "",
+        free=space.free(folder),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, UsageError
+from . import space
 from .buffers import Array, aligned_empty
 from .compaction import OWN
 from .dtypes import READ, pooled_dtype
@@ -29,6 +30,7 @@ NARROWER = {
     "bfloat16": ("int8",),
     "int8": (),
 }
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}  # of a number on disk
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def cast(
     target = Store.create(Path(folder) if folder else store.path.parent / spec.folder, spec)
     present = set(done_names(target.path))
     wanted = [part for part in store.parts if part.name not in present]
+    ratio = BYTES[dtype] / BYTES[store.spec.dtype]
+    space.check(target.path, int(ratio * sum(part.bytes for part in wanted)), f"{len(wanted):,} parts as {dtype}")
     for count, part in enumerate(wanted, 1 + len(store.parts) - len(wanted)):
         _write(store, target, part)
         if progress:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import CompalError, InputError, VerificationError
+from . import space
 from .buffers import Array, aligned_empty
 from .dense import open_array
 from .dtypes import STORED
@@ -143,6 +144,7 @@ def _compact(
     manifest = newest(root)
     number = manifest.number if manifest else 0
     if not dry_run:
+        space.check(root, sum(part.bytes for part in sources), "the parts that take the place of small ones")
         for count, group in enumerate(plan.groups, 1):
             _write(root, spec, group)
             if progress:

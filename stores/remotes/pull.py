@@ -18,7 +18,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ...errors import InputError, VerificationError
+from ...errors import VerificationError
+from .. import space
 from ..files import disk_errors, locked, replace, sync_tree
 from ..manifest import FOLDERS, Manifest, Part, done_path, newest
 from ..parts import publish
@@ -29,7 +30,6 @@ from .inspect import check_part, table_keys
 from .shared import SharedStore
 
 INCOMING = ".incoming"
-RESERVE = 64 << 20  # bytes left free on the disk
 
 Progress = Callable[[str, int, int], None]
 
@@ -128,10 +128,7 @@ def _settle(source: SharedStore, root: Path, theirs: Manifest, brought: set[str]
 
 
 def _check_space(root: Path, parts: Sequence[Part]) -> None:
-    needed, free = sum(part.bytes for part in parts), shutil.disk_usage(root).free
-    if needed + RESERVE > free:
-        what = f"{needed / 1e9:.1f} GB are to be brought to {root}, its disk has {free / 1e9:.1f} GB free"
-        raise InputError(what, "Free space, or choose another workspace.")
+    space.check(root, sum(part.bytes for part in parts), f"{len(parts):,} parts of a remote")
 
 
 def _wanted(

@@ -12,6 +12,7 @@ import xxhash
 
 from compal.config import canonical
 from compal.errors import CompalError, InputError, RemoteError, VerificationError
+from compal.stores import space
 from compal.stores.manifest import Part
 from compal.stores.remotes import pull as pulling
 from compal.stores.remotes.lazy import open_remote
@@ -122,7 +123,7 @@ def test_a_download_goes_on_where_it_was(s3, proxy, tmp_path, spec):
 def test_a_disk_without_room(ann, s3, tmp_path, spec, monkeypatch):
     remote = s3()
     push(ann.path, remote)
-    monkeypatch.setattr(pulling, "RESERVE", 1 << 60)
+    monkeypatch.setattr(space, "RESERVE", 1 << 60)
     with pytest.raises(InputError, match="GB free"):
         pull(remote, spec.folder, tmp_path / "bob" / spec.folder)
 
