@@ -42,12 +42,26 @@ html_favicon = "_static/favicon.svg"
 html_copy_source = False
 html_show_sphinx = False
 html_show_sourcelink = False
-pygments_style = "a11y-high-contrast-light"
-pygments_dark_style = "a11y-high-contrast-dark"
+pygments_style = "github-light-colorblind"
+pygments_dark_style = "github-dark-colorblind"
 copybutton_exclude = ".linenos, .gp, .go"
 
-LIGHT = {"ink": "#1c2430", "soft": "#4c5766", "paper": "#ffffff", "shade": "#f6f7f9", "line": "#e3e6eb"}
-DARK = {"ink": "#dde2ea", "soft": "#a3adbb", "paper": "#14181f", "shade": "#1b2029", "line": "#2c333f"}
+LIGHT = {
+    "comment": "#57606a",
+    "ink": "#1c2430",
+    "soft": "#4c5766",
+    "paper": "#ffffff",
+    "shade": "#f6f7f9",
+    "line": "#e3e6eb",
+}
+DARK = {
+    "comment": "#9aa4b0",
+    "ink": "#dde2ea",
+    "soft": "#a3adbb",
+    "paper": "#14181f",
+    "shade": "#1b2029",
+    "line": "#2c333f",
+}
 
 
 def _palette(colours: dict[str, str], accent: str, visited: str) -> dict[str, str]:
@@ -70,6 +84,7 @@ def _palette(colours: dict[str, str], accent: str, visited: str) -> dict[str, st
         "color-api-pre-name": colours["soft"],
         "color-api-background": colours["shade"],
         "color-highlight-on-target": colours["shade"],
+        "color-comment": colours["comment"],
     }
 
 

@@ -63,8 +63,18 @@ def _outdated(
     return found
 
 
+def _accessible(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: object) -> None:
+    """What scrolls is reached by keyboard; the parameters of a signature are a list, not definitions without terms."""
+    body = context.get("body", "")
+    body = body.replace("<pre>", '<pre tabindex="0">')
+    body = body.replace('<div class="table-wrapper', '<div tabindex="0" class="table-wrapper')
+    body = re.sub(r"<dl>(?=\s*<dd><em class=\"sig-param)", '<dl role="list">', body)
+    context["body"] = body.replace('<dd><em class="sig-param', '<dd role="listitem"><em class="sig-param')
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.connect("source-read", _read)
     app.connect("env-get-outdated", _outdated)
+    app.connect("html-page-context", _accessible)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -13,6 +13,7 @@ from compal.align.recipe import FitConfig
 
 from .prose import code, fence, inline, markdown, rows, table
 
+ONLY = re.compile(r"(\w+): (.+)\.")
 # What their docstring's rows do not say, since their names do.
 PLAIN = {
     "seed": "of the initialisation, of the order of batches and of dropout",
@@ -25,7 +26,7 @@ PLAIN = {
 def settings() -> str:
     """compal.toml: what its docstring says, and every key."""
     about = inspect.getdoc(workspace) or ""
-    return f"{_toml(about)}\n\n{keys(workspace.Settings)}"
+    return "\n\n".join([_toml(about), keys(workspace.Settings), *_tables(workspace.Settings)])
 
 
 def _toml(about: str) -> str:
@@ -42,35 +43,46 @@ def _toml(about: str) -> str:
 
 def recipes() -> str:
     """Every setting of a recipe, a table of it a section."""
-    parts = [keys(FitConfig)]
-    for name, hint in _hints(FitConfig).items():
-        if dataclasses.is_dataclass(hint):
-            parts += [f"### [{name}]", *_section(name, hint)]
-    return "\n\n".join(parts)
+    return "\n\n".join([keys(FitConfig), *_tables(FitConfig)])
 
 
-def _section(name: str, cls: Any) -> list[str]:
-    parts = [*words(inspect.getdoc(cls) or ""), keys(cls, name)]
-    for inner, hint in _hints(cls).items():
+def _tables(cls: Any, prefix: str = "") -> list[str]:
+    """The sections of the tables inside a configuration, and of those inside them."""
+    parts = []
+    for name, hint in _hints(cls).items():
         if dataclasses.is_dataclass(hint):
-            parts += [f"### [{name}.{inner}]", *_section(f"{name}.{inner}", hint)]
+            dotted = f"{prefix}{name}"
+            parts += [f"### [{dotted}]", *words(inspect.getdoc(hint) or ""), keys(hint, dotted)]
+            parts += _tables(hint, f"{dotted}.")
     return parts
 
 
 def words(docstring: str) -> list[str]:
     """What a docstring says beside its rows, as Markdown paragraphs."""
-    return [markdown(block) for block in re.split(r"\n\s*\n", docstring) if block.strip() and not rows(block)]
+    return [
+        markdown(block)
+        for block in re.split(r"\n\s*\n", docstring)
+        if block.strip() and not rows(block) and not ONLY.fullmatch(block.strip())
+    ]
 
 
 def keys(cls: Any, prefix: str = "") -> str:
     """A table of the fields of a configuration: key, type, default, what it is."""
-    said = rows(inspect.getdoc(cls) or "")
-    lines = []
+    said: dict[str, str] = {}
+    for base in reversed(cls.__mro__):  # what is inherited is said where it comes from
+        said |= rows(inspect.cleandoc(base.__doc__ or "")) | _only(base)
+    lines: list[tuple[str, ...]] = []
     for field, hint in zip(dataclasses.fields(cls), _hints(cls).values(), strict=True):
         key = f"{prefix}.{field.name}" if prefix else field.name
         what = said.get(field.name, PLAIN.get(field.name, "") if cls is FitConfig else "")
         lines.append((code(key), _type(hint), _default(field), inline(what)))
     return table(("key", "type", "default", "what it is"), lines)
+
+
+def _only(cls: Any) -> dict[str, str]:
+    """What a docstring of the form `name: what it is.` says."""
+    found = ONLY.fullmatch((cls.__doc__ or "").strip())
+    return {found[1]: found[2]} if found else {}
 
 
 def _hints(cls: Any) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from compal import errors, registry
 
 from .prose import code, fence, inline
 
-ASIDE = ("tests", "benchmarks", "docs", "examples", "build")
-
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Message:
@@ -53,11 +51,10 @@ def _entry(message: Message) -> str:
 
 
 def sources() -> Iterator[Path]:
-    """The files of the package."""
-    for path in sorted(registry.ROOT.rglob("*.py")):
-        first = path.relative_to(registry.ROOT).parts[0]
-        if first not in ASIDE and not first.startswith("."):
-            yield path
+    """The files of the package: its folders are those of the root that are packages."""
+    yield from sorted(registry.ROOT.glob("*.py"))
+    for package in sorted(registry.ROOT.glob("*/__init__.py")):
+        yield from sorted(package.parent.rglob("*.py"))
 
 
 def messages() -> dict[str, list[Message]]:
@@ -68,7 +65,7 @@ def messages() -> dict[str, list[Message]]:
         relative = path.relative_to(registry.ROOT)
         room = relative.parts[0] if len(relative.parts) > 1 else "the top"
         reader = Reader(tree)
-        for node in ast.walk(tree):
+        for node in filter(lambda one: isinstance(one, ast.Call), ast.walk(tree)):
             said = reader.said(node)
             if said:
                 found[said[0]].append(Message(room, relative.as_posix(), said[1], said[2]))

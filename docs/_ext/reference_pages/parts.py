@@ -20,7 +20,7 @@ FACTS = {
     "splits": "splits",
     "size": "items",
     "variants": "variants",
-    "tie_rule": "a tie is a",
+    "tie_rule": "ties",
     "citation": "citation",
     "source": "source",
     "licence": "licence",
