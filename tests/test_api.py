@@ -33,7 +33,7 @@ SIGNATURES = {
     "fit": "(recipe: str | os.PathLike[str], backbone: Features = '', data: str = '', *, settings: Settings = (), "
     "name: str = '', level: str = '', resident: str = '', deterministic: bool = False, device: str = 'cpu', "
     "resume: bool = False, workspace: Place = None, progress: Callable[[Progress], None] | None = None, "
-    "devices: int = 1, nodes: int = 1) -> RunResult",
+    "devices: int = 1, nodes: int = 1, log: Sequence[str] = ()) -> RunResult",
     "open_scorer": "(head: Run, backbone: Features = '', *, level: str = 'tokens', device: str = 'cpu', "
     "workspace: Place = None) -> Scorer",
     "open_store": "(backbone: Features = '', level: str = 'tokens', dtype: str = 'float16', workspace: Place = None, "
