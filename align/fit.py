@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from .step import Step, adamw
 from .training import Training
 from .validate import Validation
 
+LOG = logging.getLogger("compal")
 __all__ = ["FitConfig", "Progress", "RunResult", "fit", "load_recipe"]
 
 
@@ -130,6 +132,7 @@ def fit(  # noqa: PLR0913 - one call is the whole stage
         work = team.agreed(lambda: _open(config, store, train_pairs_path, val_pairs_path, team, model.scorer))
         optimizer = adamw(model, optim)
         _, stepper = fabric.setup(model, optimizer)
+        LOG.info("%s pairs to fit on, features on %s", len(work.tables["train"]), work.features.resident)
         feed = Feed(work.sampler, work.features, team, optim.accumulate, model.scorer, work.miner)
         saved = Checkpoints(run_dir / "checkpoints", model, optimizer, store.spec, feed)
         state = team.agreed(saved.load) if resuming else State()

@@ -10,6 +10,7 @@ import typer
 from ..errors import InputError, UsageError
 from . import options
 
+LARGE = 1 << 28  # bytes of a table that is not looked into: it can be named
 SMALL = 20  # images below which none are held out unasked: too few would be left on one side
 
 Folders = Annotated[
@@ -155,10 +156,12 @@ def look(folder: Path) -> tuple[str, str]:
 
     COCO's layout first, then tables that lie here, then pictures with .txt beside them, here or one folder down.
     """
+    from ..pipeline.naming import TABLES
+
     if any((folder / "annotations").glob("captions_*2017.json")):
         return "coco:.", "COCO: annotations/captions_*2017.json"
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".jsonl", ".json", ".csv", ".parquet") and (seen := _table(path)):
+        if path.suffix in TABLES and path.stat().st_size < LARGE and (seen := _table(path)):
             return seen
     for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")):
         if seen := _folder(place, folder):
@@ -186,18 +189,26 @@ def _table(path: Path) -> tuple[str, str] | None:
 
 
 def _folder(place: Path, base: Path) -> tuple[str, str] | None:
-    from ..errors import CompalError
+    """Pictures with .txt beside them in a folder, or in its folders train, val or test; deeper is not looked, so that
+    a large tree costs nothing."""
     from ..pipeline.datasets import folder
 
+    splits = [path for name in folder.INFO["splits"] if (path := place / name).is_dir()]
+    images = sum(_told(path) for path in (splits or [place]))
+    if not images:
+        return None
     name = "." if place == base else place.name
-    try:
-        splits = folder.splits(place)
-        items = list(folder.items(place, splits[0], SMALL))
-    except (CompalError, OSError):
-        return None
-    if not any(item.kind == "text" for item in items):
-        return None
-    images = sum(item.kind == "image" for item in items)
-    held = "" if splits != ["train"] or images < SMALL else "?holdout=0.2"
+    held = "" if splits or images < SMALL else "?holdout=0.2"
     said = f"{name}, a folder of images with .txt files beside them"
     return f"folder:{name}{held}", said + (", a fifth of the images held out as val" if held else "")
+
+
+def _told(place: Path) -> int:
+    """How many images that lie in a folder have a text of their name beside them."""
+    from ..pipeline.datasets.folder import IMAGE_SUFFIXES
+
+    try:
+        names = {path.name for path in place.iterdir()}
+    except OSError:
+        return 0
+    return sum(Path(name).suffix.lower() in IMAGE_SUFFIXES and f"{Path(name).stem}.txt" in names for name in names)

@@ -6,11 +6,11 @@ the same bytes. Nothing that is computed becomes visible to readers before the o
 
 from __future__ import annotations
 
-import itertools
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,9 +22,10 @@ from ..stores.pairs import read_info, write_pairs
 from ..stores.rows import Quarantined
 from ..stores.spec import FeatureSpec
 from ..stores.store import Store
-from ..workspace import Remote, Workspace
+from ..workspace import Workspace
 from . import listing as listings
 from . import negatives_table
+from .asking import Asked, ask
 from .job import Job, Listing
 from .plan import KINDS, ExtractConfig, PlannedPart, Unit, plan_units, sample_bytes, stretches, unique_items
 from .provenance import describe
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .encoder import Encoder
     from .units import Done
 
+LOG = logging.getLogger("compal")
 __all__ = ["ExtractConfig", "Progress", "Summary", "extract", "extract_dataset", "extract_levels", "extract_listing"]
 
 
@@ -150,12 +152,14 @@ def _extract(wanted: Sequence[Item], job: Job, progress: Progress | None, encode
     started = time.perf_counter()
     stores = [Store.create(folder, spec) for spec, folder in zip(job.specs, job.folders, strict=True)]
     units = _plan_and_recover(wanted, stores, job.config)
-    asked = [_ask(job.config.remotes, _todo(units, store), store, progress) for store in stores]
+    asked = [ask(job.config.remotes, _todo(units, store), store, progress) for store in stores]
     if any(one.pulled for one in asked):
         stores = [Store.open(folder) for folder in job.folders]
         units = plan_units(wanted, stores, job.config)
     todo = [_todo(units, store) for store in stores]
     counts = _Counts(units, todo, stores, progress)
+    for store, parts in zip(stores, todo, strict=True):
+        LOG.info("store %s: %s parts are to be made of %s items wanted", store.path, len(parts), len(wanted))
     space.check(job.folders[0], 0 if job.config.through else counts.bytes, f"features of {counts.left:,} items")
     if counts.left:
         _run(replace(job, items=counts.left), units, counts, encoder)
@@ -178,7 +182,7 @@ def _run(job: Job, units: Sequence[Unit], counts: _Counts, encoder: Encoder | No
 
 
 def _summary(
-    store: Store, todo: Sequence[PlannedPart], wanted: Sequence[Item], asked: _Asked, counts: _Counts, seconds: float
+    store: Store, todo: Sequence[PlannedPart], wanted: Sequence[Item], asked: Asked, counts: _Counts, seconds: float
 ) -> Summary:
     wanted_keys = {item.key for item in wanted}
     quarantined = [item for item in store.quarantined() if item.key in wanted_keys]
@@ -208,41 +212,6 @@ def _summary(
         bytes=sum(part.bytes for part in store.parts if part.name in names),
         mfu=ideal / spent if ideal else None,
     )
-
-
-@dataclass
-class _Asked:
-    """What the remotes gave; the fields are those of the summary."""
-
-    pulled: int = 0
-    saved_seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
-
-
-def _ask(remotes: Sequence[Remote], todo: Sequence[PlannedPart], store: Store, progress: Progress | None) -> _Asked:
-    """Pull the parts that hold items of `todo` from remotes that have a store of this spec."""
-    asked, left = _Asked(), {item.key for part in todo for item in part.items}
-    for remote in remotes if left else ():
-        from ..stores.remotes.transfer import offers, pull
-
-        try:
-            if not offers(remote, store.spec.folder):
-                continue
-            pulled = pull(remote, store.spec.folder, store.path, left, progress)
-        except CompalError as error:
-            asked.notes.append(f"remote '{remote.name}' was not used: {error}")
-            pulled = None
-        here = Store.open(store.path)
-        if pulled is None:  # what had come whole before the remote failed is used
-            here.commit(here.uncommitted())
-        keys = list(left)
-        there = set(itertools.compress(keys, here.has("image", keys) | here.has("text", keys)))
-        asked.pulled += len(there)
-        asked.saved_seconds += pulled.saved_seconds if pulled else 0.0
-        left -= there | {item.key for item in here.quarantined()}
-        if not left:
-            break
-    return asked
 
 
 def _plan_and_recover(wanted: Sequence[Item], stores: Sequence[Store], config: ExtractConfig) -> list[Unit]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 from .. import registry
@@ -13,6 +14,8 @@ from ..stores.store import Store
 from ..workspace import Workspace
 from .encoder import resolve
 from .segments import load
+
+LOG = logging.getLogger("compal")
 
 
 def spec_named(name: str, level: str, dtype: str, workspace: Workspace) -> FeatureSpec:
@@ -100,4 +103,5 @@ def store_of(spec: FeatureSpec, workspace: Workspace, benchmark: str = "") -> St
             f"no features of {spec.backbone} at level '{spec.level}' in {workspace.stores}",
             f"Make them: compal extract --backbone {spec.backbone}{asked}",
         )
+    LOG.info("store %s is read: %s at level %s, %s", folder, spec.backbone, spec.level, spec.dtype)
     return Store.open(folder)

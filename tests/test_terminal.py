@@ -109,6 +109,7 @@ def test_verbose_says_what_is_decided_and_normal_does_not(tmp_path):
     path = table(tmp_path / "set", rows(4))
     words = ["extract", "--backbone", "random:4x8", "--data", str(path)]
     loud = CliRunner().invoke(cli.app, [*words, "--verbose"])
+    assert "parts are to be made of 8 items wanted" in loud.stderr
     assert "extract took" in loud.stderr
     normal = CliRunner().invoke(cli.app, words)
     assert "took" not in normal.stderr

@@ -48,6 +48,13 @@ def rows(
                 number += 1
 
 
+def names(path: Path) -> list[str]:
+    """The columns of a Parquet file that is readable."""
+    import pyarrow.parquet as pq
+
+    return list(pq.read_schema(path).names)
+
+
 def _chunks(
     path: Path, texts: Sequence[str], images: Sequence[str], optional: Sequence[str], cure: str
 ) -> Iterator[Any]:

@@ -75,8 +75,9 @@ def _column(path: Path, row: dict[str, Any], role: str, options: dict[str, str])
     wanted = options[role].split(",")[:1] if role in options else COLUMNS[role]
     found = next((name for name in wanted if name in row), None)
     if found is None:
+        there = _columns.names(path) if path.suffix == ".parquet" else list(row)
         what = f"{path} has no column {' or '.join(map(repr, wanted))}"
-        raise InputError(what, f"Name it: '{path.name}?{role}=COLUMN'. Columns: {', '.join(map(str, row))}.")
+        raise InputError(what, f"Name it: '{path.name}?{role}=COLUMN'. Columns: {', '.join(there)}.")
     return found
 
 
