@@ -250,6 +250,9 @@ def test_docstrings_become_markdown():
         "First, a \\* b.", "`a, b`\n: what both are, and more", "`c`\n: `x|y` and z\\|", "```text\nset in\n```",
         "`first`\n: is a row",
     ]  # fmt: skip
+    assert prose.markdown("Of both:\na  one\nb  two,\n   more\nRaises it.") == (
+        "Of both:\n\n`a`\n: one\n\n`b`\n: two, more\n\nRaises it."
+    )
     assert prose.rows("a, b    what both are")["b"] == "what both are"
     assert prose.code("a`b") == "``a`b``"
 

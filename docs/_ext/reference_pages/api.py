@@ -55,6 +55,8 @@ def public(module: str, names: tuple[str, ...]) -> dict[str, Any]:
     loaded = importlib.import_module(module)
     offered = names or getattr(loaded, "__all__", ()) or tuple(_defined(loaded))
     found = {name: getattr(loaded, name) for name in offered if name != "__version__"}
+    if module == "compal":  # in alphabetical order there: what is called comes first
+        found = dict(sorted(found.items(), key=lambda entry: inspect.isclass(entry[1])))
     return {name: value for name, value in found.items() if inspect.isclass(value) or callable(value)}
 
 
@@ -139,6 +141,8 @@ def _members(cls: type) -> Iterator[str]:
 
 def _signature(value: Any, bound: bool = False) -> str:
     """The signature as Sphinx reads it: types by their full names where the reference has them."""
+    if inspect.isclass(value) and issubclass(value, list) and value.__init__ is list.__init__:
+        return ""
     try:
         signature = inspect.signature(value)
     except (ValueError, TypeError):

@@ -90,11 +90,23 @@ def _block(block: str) -> str:
         return fence("text", inner)
     if any(LIST.match(line) for line in lines):
         return inline(block)
-    head = next((number for number, line in enumerate(lines) if ROW.match(line)), 0)
-    tail = _table("\n".join(lines[head:])) if head and len(lines) - head > 1 else None
-    if tail:  # a sentence that its rows follow without an empty line
-        return f"{inline(chr(10).join(lines[:head]))}\n\n" + _block("\n".join(lines[head:]))
+    parts = _runs(lines)
+    if sum(map(bool, (ROW.match(line) for line in lines))) > 1 and len(parts) > 1:  # sentences before or after rows
+        return "\n\n".join(map(_block, parts))
     return inline(block)
+
+
+def _runs(lines: list[str]) -> list[str]:
+    """The lines of a block, cut where rows begin and end; what is set in goes on with the row above it."""
+    runs: list[list[str]] = []
+    among = None
+    for line in lines:
+        row = bool(ROW.match(line)) or bool(among and line.startswith(" "))
+        if row != among:
+            runs.append([])
+        runs[-1].append(line)
+        among = row
+    return ["\n".join(run) for run in runs]
 
 
 def _term(names: str) -> str:
