@@ -44,12 +44,6 @@ def test_the_known_datasets_are_collected():
     assert {"coco", "folder", "shapes", "table"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_page_of_datasets_names_it(name):
-    page = (registry.ROOT / "docs" / "guides" / "datasets.md").read_text(encoding="utf-8")
-    assert f"\n| `{name}` |" in page
-
-
 @pytest.mark.parametrize("name", TRIED)
 def test_the_summary_is_a_sentence(name):
     assert 20 < len(parts.summary("datasets", name)) <= 110
