@@ -205,7 +205,7 @@ def _folder(place: Path, base: Path) -> tuple[str, str] | None:
 
 def _told(place: Path) -> int:
     """How many images that lie in a folder have a text of their name beside them."""
-    from ..pipeline.datasets.folder import IMAGE_SUFFIXES
+    from ..pipeline.datasets._files import IMAGE_SUFFIXES
 
     try:
         names = {path.name for path in place.iterdir()}
