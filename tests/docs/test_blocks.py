@@ -103,6 +103,9 @@ def test_blocks_share_a_folder_variables_and_names(page):
     page.run(Block("python", "import mine\nassert (b, mine.c, os.environ['MINE']) == (2, 3, '1')", 1))
     page.run(Block("bash", "echo 'c = 4' > mine.py; test -f ../a.txt", 1))
     page.run(Block("python", "import mine\nassert (mine.c, Path.cwd().name) == (4, 'inner')", 1))
+    page.run(Block("bash", "mkdir bare; touch bare/one.py", 1))
+    page.run(Block("python", "import bare.one", 1))
+    assert not {"mine", "bare", "bare.one"} & set(sys.modules)  # what a page imports is not the next page's
 
 
 def test_what_a_block_imports_stays_imported(page):

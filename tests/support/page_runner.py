@@ -95,7 +95,12 @@ class Page:
                     ["bash", "-c", SHELL + code], env=self.environment | {"CALLS": str(self.calls)}, cwd=self.folder,
                     stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 )  # fmt: skip
-                self._serve(shell, requests)
+                try:
+                    self._serve(shell, requests)
+                finally:
+                    if shell.poll() is None:
+                        shell.kill()
+                        shell.wait()
         finally:
             os.close(requests)
         printed = log.read_text(errors="replace")
@@ -175,5 +180,7 @@ def inside(folder: Path, environment: dict[str, str], root: Path) -> Iterator[No
         os.chdir(before)
         sys.path[:] = path
         for name, module in list(sys.modules.items()):
-            if str(getattr(module, "__file__", None)).startswith(f"{root}{os.sep}"):
+            known = getattr(module, "__dict__", {})  # torch's modules make up an attribute of any name
+            lies = [known.get("__file__"), *known.get("__path__", ())]  # a bare folder has no file
+            if any(str(place).startswith(f"{root}{os.sep}") for place in lies):
                 del sys.modules[name]
