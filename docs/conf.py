@@ -29,6 +29,7 @@ nb_execution_mode = os.environ.get("COMPAL_DOCS_NOTEBOOKS", "off")
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_execution_timeout = 300
+os.environ.setdefault("PYTHONWARNINGS", "ignore:::tqdm.auto")  # it misses widgets that nothing here shows
 
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
