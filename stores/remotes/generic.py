@@ -25,7 +25,7 @@ BACKOFF = 0.2  # seconds
 BLOCK = 1 << 22
 EXTRAS = {"sftp": "ssh", "ssh": "ssh", "hf": "hf"}
 LOGIN = "Log in first: ssh keys or an agent for sftp://, HF_TOKEN or `hf auth login` for hf://."
-PUBLISH = "Upload the store's folder with `hf upload REPO STORE_FOLDER STORE_NAME --repo-type dataset`; pull reads it."
+PUBLISH = "Publish it in one commit: compal push-hub STORE ORG/NAME; pull reads it."
 
 
 class GenericObjects:

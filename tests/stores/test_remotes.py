@@ -371,7 +371,7 @@ def test_the_hub_is_read_only(monkeypatch):
     objects = GenericObjects.__new__(GenericObjects)
     objects.scheme, objects.url = "hf", "hf://datasets/team/features"
     for write in (lambda: objects.create("x", b""), lambda: objects.replace("x", b""), lambda: objects.delete("x")):
-        with pytest.raises(RemoteError, match="hf upload"):
+        with pytest.raises(RemoteError, match="compal push-hub"):
             write()
 
 
