@@ -73,6 +73,7 @@ class Ticking(_Live):
     def __enter__(self) -> Ticking:
         super().__enter__()
         self.begun: dict[str, tuple[float, int]] = {}
+        self.latest: dict[str, int] = {}
         self.mfu = self.written = ""
         return self
 
@@ -87,7 +88,12 @@ class Ticking(_Live):
         self.show(label, done, total, self._pace(label, done, total))
 
     def _pace(self, label: str, done: int, total: int) -> str:
-        """Items a second of this run, the time left at that pace, and what else is known."""
+        """Items a second of this run, the time left at that pace, and what else is known. Where less is done than
+        before, something else has begun."""
+        if done < self.latest.get(label, 0):
+            self.begun.pop(label)
+            self.written = ""
+        self.latest[label] = done
         started, before = self.begun.setdefault(label, (time.perf_counter(), done))
         seconds = time.perf_counter() - started
         if done <= before or seconds < 1:

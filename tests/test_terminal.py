@@ -212,3 +212,19 @@ def test_bars_are_for_terminals_that_can_move(monkeypatch):
     with console.Fitting() as fitting:
         fitting.show("step", 5, 5)
     assert sys.stderr.getvalue() == ""
+
+
+def test_the_pace_is_that_of_the_work_in_hand(monkeypatch):
+    """A second extraction is not slowed by the minutes since the first began."""
+    now = [0.0]
+    monkeypatch.setattr(console.time, "perf_counter", lambda: now[0])
+    with console.Ticking() as ticking:
+        for second, done in ((0, 0), (10, 100)):
+            now[0] = second
+            first = ticking._pace("images", done, 100)
+        ticking.tick("written", 5, 10)
+        for second, done in ((500, 0), (502, 40)):
+            now[0] = second
+            later = ticking._pace("images", done, 80)
+    assert first.startswith("10.0 images/s, 0 s left")
+    assert later == "20.0 images/s, 2 s left"
