@@ -171,7 +171,7 @@ def _dims(config: Any, folder: Path) -> _Dims:
     size = 0 if family == "siglip2" else vision.image_size
     pooled = (config.projection_dim,) * 2 if clip else (vision.hidden_size, text.projection_size)
     odd = not isinstance(size, int) or not isinstance(vision.patch_size, int) or vision.num_channels != 3
-    if odd or pooled[0] != pooled[1] or not (clip or vision.vision_use_head):
+    if odd or pooled[0] != pooled[1] or not (clip or getattr(vision, "vision_use_head", True)):
         what = "has towers that are not square, not of three colours, or not pooled to one width"
         raise InputError(f"{folder / hub_files.CONFIG} {what}", "Choose a dual encoder for images and texts.")
     return _Dims(
