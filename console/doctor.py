@@ -86,15 +86,20 @@ def _python() -> Check:
 
 
 def _requirements() -> tuple[list[str], dict[str, list[str]]]:
-    """The packages that compal needs, and those of each extra, as its own metadata says."""
+    """The packages that compal needs, and those of each extra, as its own metadata says; an extra holds those that it
+    names (`compal[plots]`)."""
     needed: list[str] = []
     extras: dict[str, list[str]] = {}
+    within: list[tuple[str, str]] = []
     for line in importlib.metadata.requires("compal") or ():
-        name = re.match(r"[\w.-]+", line)
+        name = re.match(r"([\w.-]+)(?:\[([\w., -]+)\])?", line)
         extra = re.search(r"extra == ['\"]([\w.-]+)['\"]", line)
-        if name is None or name[0] == "compal":
-            continue
-        (extras.setdefault(extra[1], []) if extra else needed).append(name[0])
+        if name and name[1] == "compal" and extra:
+            within += [(extra[1], one.strip()) for one in (name[2] or "").split(",")]
+        elif name:
+            (extras.setdefault(extra[1], []) if extra else needed).append(name[1])
+    for outer, inner in within:
+        extras[outer] = [*extras.get(outer, ()), *extras.get(inner, ())]
     return needed, {extra: names for extra, names in extras.items() if extra not in WITHOUT}
 
 

@@ -226,6 +226,7 @@ def test_ls_and_doctor(work):
     said = json.loads(run("doctor", "--json")[1])
     assert (said["workspace"], said["whole"]) == (str(work), True)
     checks = {check["name"]: check for check in said["checks"]}
+    assert "altair" in checks["extra report"]["value"]  # an extra within an extra is looked at too
     assert {"gpu", "kernels (CPU)", "extra ray", "spaCy's model", "open files", "disk", "remotes"} <= set(checks)
     assert all(check["cure"] for check in checks.values() if check["state"] != "good")
 
