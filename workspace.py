@@ -28,7 +28,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -258,7 +258,8 @@ class Workspace:
             former = Defaults()
         latest = Defaults(backbone or former.backbone, data or former.data)
         if latest != former:
-            write_atomically(self.state_file, json.dumps(asdict(latest), indent=1) + "\n")
+            names = {"backbone": latest.backbone, "data": latest.data}
+            write_atomically(self.state_file, json.dumps(names, indent=1) + "\n")
 
     def choose(self, what: Literal["backbone", "data"], given: str = "", fallback: str = "") -> tuple[str, str]:
         """The name to use and where it comes from, for the command to print: `given` on the command line,
