@@ -10,9 +10,12 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import parse_qsl
 
 from .errors import InputError, UnknownName, UsageError
 
@@ -54,6 +57,12 @@ def split_argument(name: str) -> tuple[str, str]:
     """`"open_clip:ViT-B-32/openai"` → `("open_clip", "ViT-B-32/openai")`; no colon → `(name, "")`."""
     head, _, argument = name.partition(":")
     return head, argument
+
+
+def split_options(root: str | os.PathLike[str]) -> tuple[Path, dict[str, str]]:
+    """`ROOT?name=value&…` → (ROOT, options). A `?` that no `name=` follows is a wildcard and stays."""
+    match = None if os.path.exists(root) else re.fullmatch(r"(.*?)\?(\w+=.*)", str(root), re.DOTALL)
+    return (Path(match[1]), dict(parse_qsl(match[2], keep_blank_values=True))) if match else (Path(root), {})
 
 
 def names(kind: str) -> list[str]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .. import registry
-
-if TYPE_CHECKING:
-    from ..workspace import Workspace
+from ..align.loggers import LOGGERS
+from ..workspace import TABLES, Workspace
 
 Complete = Callable[[str], list[str]]
 
@@ -26,8 +24,6 @@ def _safe(find: Callable[[], Iterable[str]]) -> Complete:
 
 
 def _workspace() -> Workspace:
-    from ..workspace import Workspace
-
     return Workspace.find()
 
 
@@ -55,8 +51,7 @@ def _stores() -> Iterable[str]:
 
 def _tables() -> Iterable[str]:
     """Tables and folders of the current folder, which are datasets by their path."""
-    suffixes = (".jsonl", ".json", ".csv", ".parquet")
-    yield from (path.name for path in Path.cwd().iterdir() if path.suffix in suffixes)
+    yield from (path.name for path in Path.cwd().iterdir() if path.suffix in TABLES)
 
 
 def _levels() -> Iterable[str]:
@@ -74,4 +69,4 @@ recipes = _safe(lambda: ["all", *registry.names("recipes"), *registry.names("set
 levels = _safe(_levels)
 kinds = _safe(lambda: [*registry.KINDS, "stores", "runs"])
 dtypes = _safe(lambda: ["float16", "bfloat16", "float32"])
-loggers = _safe(lambda: ["tensorboard", "wandb"])
+loggers = _safe(lambda: LOGGERS)

@@ -156,7 +156,7 @@ def look(folder: Path) -> tuple[str, str]:
 
     COCO's layout first, then tables that lie here, then pictures with .txt beside them, here or one folder down.
     """
-    from ..pipeline.naming import TABLES
+    from ..workspace import TABLES
 
     if any((folder / "annotations").glob("captions_*2017.json")):
         return "coco:.", "COCO: annotations/captions_*2017.json"
@@ -205,10 +205,10 @@ def _folder(place: Path, base: Path) -> tuple[str, str] | None:
 
 def _told(place: Path) -> int:
     """How many images that lie in a folder have a text of their name beside them."""
-    from ..pipeline.datasets._files import IMAGE_SUFFIXES
+    from ..workspace import PICTURES
 
     try:
         names = {path.name for path in place.iterdir()}
     except OSError:
         return 0
-    return sum(Path(name).suffix.lower() in IMAGE_SUFFIXES and f"{Path(name).stem}.txt" in names for name in names)
+    return sum(Path(name).suffix.lower() in PICTURES and f"{Path(name).stem}.txt" in names for name in names)

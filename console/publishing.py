@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from . import print_json
 
 if TYPE_CHECKING:
     from ..publish.bundle import Bundle
@@ -18,7 +19,7 @@ def show_plan(bundle: Bundle, card: str, repository: str, restricted: Mapping[st
     total = sum(sizes.values())
     if as_json:
         told = {"repository": repository, "kind": bundle.kind, "files": sizes, "bytes": total}
-        print(json.dumps(told | {"restricted": dict(restricted), "card": card}, indent=1, ensure_ascii=False))
+        print_json(told | {"restricted": dict(restricted), "card": card})
         return
     print(f"{bundle.kind} {repository}: {len(sizes):,} files, {total:,} bytes")
     for name, size in sizes.items():
@@ -31,7 +32,7 @@ def show_plan(bundle: Bundle, card: str, repository: str, restricted: Mapping[st
 def show_pushed(done: Pushed, as_json: bool) -> None:
     """Where it is, and what was sent."""
     if as_json:
-        print(json.dumps(dataclasses.asdict(done), indent=1))
+        print_json(dataclasses.asdict(done))
         return
     print(f"{done.url}  commit {done.commit[:12]}, {done.files:,} files, {done.bytes:,} bytes")
     if not done.card:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from .. import registry
 from ..errors import MissingFeatures, UnknownName
-from ..workspace import Workspace
-
-TABLES = (".jsonl", ".json", ".csv", ".parquet")
+from ..workspace import TABLES, Workspace
 
 
 def dataset_name(data: str) -> str:

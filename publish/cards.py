@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +46,7 @@ class Facts:
 
 def facts_of_run(folder: Path, repository: str, licence: str, workspace: Workspace) -> Facts:
     """What is saved of a run: provenance, configuration, result and the rows that were scored with its checkpoint."""
-    told = {name: _json(folder / f"{name}.json") for name in ("provenance", "result")}
+    told = {name: _told(folder / f"{name}.json") for name in ("provenance", "result")}
     told["config"] = read_toml(folder / "config.toml") if (folder / "config.toml").is_file() else {}
     features = told["provenance"].get("features", {})
     data: dict[str, str] = {}
@@ -259,6 +258,5 @@ def _said(path: Path) -> dict[str, str]:
     return read_info(path) if path.is_file() else {}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+def _told(path: Path) -> dict[str, Any]:
+    return citations.read_json(path) if path.is_file() else {}

@@ -203,7 +203,7 @@ class Bibliography:
         if str(folder.resolve()) in self._seen:
             return
         self._seen.add(str(folder.resolve()))
-        told = _json(folder / "provenance.json")
+        told = read_json(folder / "provenance.json")
         features = told.get("features", {})
         if (folder / "config.toml").is_file():
             config = read_toml(folder / "config.toml")
@@ -318,7 +318,8 @@ def _entries_in(text: str) -> list[Entry]:
         return []
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that a run keeps. Raises `InputError`."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

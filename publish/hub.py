@@ -20,6 +20,7 @@ from . import cards
 from .bundle import WEIGHTS, Bundle
 
 LOGIN = "Set HF_TOKEN to a token that may write, or log in: hf auth login"
+AGAIN = "Run the same command again: what arrived is not sent again."
 CARD = "README.md"
 
 
@@ -144,17 +145,15 @@ def _answers(repository: str) -> Iterator[None]:
         raise RemoteError(f"{repository} is not there, or not for you to see", LOGIN) from None
     except HfHubHTTPError as error:
         code = getattr(error.response, "status_code", 0)
-        cure = LOGIN if code in (401, 403) else "Run the same command again: what arrived is not sent again."
+        cure = LOGIN if code in (401, 403) else AGAIN
         raise RemoteError(f"the hub refused {repository} ({code}): {_line(error)}", cure) from None
     except (OSError, RuntimeError, ValueError) as error:
-        cure = "Run the same command again: what arrived is not sent again."
-        raise RemoteError(f"the hub does not answer for {repository}: {_line(error)}", cure) from None
+        raise RemoteError(f"the hub does not answer for {repository}: {_line(error)}", AGAIN) from None
     except Exception as error:
         # The hub's client goes through httpx, in whichever of its versions.
         if not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
             raise
-        cure = "Run the same command again: what arrived is not sent again."
-        raise RemoteError(f"the hub does not answer for {repository}: {_line(error)}", cure) from None
+        raise RemoteError(f"the hub does not answer for {repository}: {_line(error)}", AGAIN) from None
 
 
 def _line(error: BaseException) -> str:

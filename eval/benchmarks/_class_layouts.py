@@ -15,11 +15,11 @@ from typing import Any
 
 from ...errors import InputError
 from ...stores.items import FileSlice, Item
+from ...workspace import PICTURES
 from ..sources import Sources
 from ._files import FolderImages, read_text
 from ._labelled import Labelled, class_names, compare_with, lines_of, table, with_names
 
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 SIDE = 32
 BLOCK = 512  # bytes of a tar's block, more than the number of a class has
 

@@ -14,9 +14,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ... import registry
 from ...errors import InputError, UnknownName
 from ...stores import holdout
 from ...stores.items import Item
+from ...workspace import PICTURES, TABLES
 from ..sources import Group, Matches, Sources
 from . import _columns
 from ._files import FolderImages, Images, keyed, keyed_items, present, read_rows, read_text
@@ -25,8 +27,6 @@ COLUMNS = {
     "image": ("image", "image_path", "filepath", "filename"),
     "caption": ("caption", "text", "captions"),
 }
-TABLES = (".jsonl", ".json", ".csv", ".parquet")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 HELD_OUT = ("val", "validation", "test")
 
 INFO = {
@@ -89,7 +89,7 @@ def _folder(root: Path) -> Iterator[tuple[str, str, str]]:
     for place, inner, names in os.walk(root):
         inner[:] = [name for name in inner if not name.startswith(".")]
         for name in names:
-            if name.lower().endswith(PICTURES) and os.path.splitext(name)[0] + ".txt" in names:
+            if os.path.splitext(name)[1].lower() in PICTURES and os.path.splitext(name)[0] + ".txt" in names:
                 found.append(Path(place, name))
     for path in sorted(found):
         name = path.relative_to(root).as_posix()
@@ -101,12 +101,8 @@ def _folder(root: Path) -> Iterator[tuple[str, str, str]]:
 
 def _read(sources: Sources) -> tuple[Said, Path, str]:
     """The captions of each image of the split, the folder of the images, and the split's name, "" for all."""
-    text = str(sources.root or "")
-    options: dict[str, str] = {}
-    if "?" in text and not os.path.exists(text):
-        text, _, more = text.partition("?")
-        options = dict(part.partition("=")[::2] for part in more.split("&"))
-    root = Sources(root=Path(text) if text else None).folder("pairs", str(INFO["files"]))
+    place, options = registry.split_options(sources.root) if sources.root else (None, {})
+    root = Sources(root=place).folder("pairs", str(INFO["files"]))
     inside = [root / f"captions{suffix}" for suffix in TABLES] if root.is_dir() else [root]
     table = next((path for path in inside if path.is_file()), None)
     if table is not None and table.suffix not in TABLES:

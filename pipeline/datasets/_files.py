@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
 
+from ... import registry
 from ...errors import InputError, UnknownName
 from ...stores.items import Item, Pair, Readable, content_key
 from .. import listing
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 # How many photographs are looked up, or read, at a time.
 _CHUNK = 1024
 
@@ -88,16 +85,12 @@ def require_root(dataset: str, root: Path | None, what: str) -> Path:
 
 
 def split_options(dataset: str, root: Path, known: Sequence[str]) -> tuple[Path, dict[str, str]]:
-    """`ROOT?name=value&…` → (ROOT, options). A `?` that no `name=` follows is a wildcard and stays.
-    Raises `UnknownName` for an option that is not `known`."""
-    match = None if os.path.exists(root) else re.fullmatch(r"(.*?)\?(\w+=.*)", str(root), re.DOTALL)
-    if not match:
-        return root, {}
-    options = dict(parse_qsl(match[2], keep_blank_values=True))
+    """`registry.split_options`. Raises `UnknownName` for an option that is not `known`."""
+    place, options = registry.split_options(root)
     for option in options:
         if option not in known:
             raise UnknownName.among(f"{dataset} option", option, known, f"Example: '{dataset}:ROOT?{known[0]}=VALUE'.")
-    return Path(match[1]), options
+    return place, options
 
 
 def check_split(split: str, known: Iterable[str], where: object) -> None:

@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 from ...errors import InputError
 from ...stores.files import TRANSIENT
 from ...stores.items import FileSlice, content_key
+from ...workspace import PICTURES
 from .. import listing
-from ._files import IMAGE_SUFFIXES, Lost, Photo, Told, decoded, lost_photo
+from ._files import Lost, Photo, Told, decoded, lost_photo
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 BLOCK = 512
@@ -159,7 +160,7 @@ def _with_keys(file: BinaryIO, members: list[Member], damage: str) -> tuple[list
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return os.path.splitext(name)[1].lower() in PICTURES
 
 
 def samples(members: Iterable[Member]) -> list[Sample]:

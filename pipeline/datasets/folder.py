@@ -18,9 +18,9 @@ from ...errors import InputError, UnknownName, UsageError
 from ...stores import holdout
 from ...stores.files import TRANSIENT
 from ...stores.items import Item, Pair
+from ...workspace import PICTURES
 from .. import listing
 from ._files import (
-    IMAGE_SUFFIXES,
     Photo,
     Told,
     decoded,
@@ -76,7 +76,7 @@ def _photos(asked: Path | None, split: str, limit: int | None) -> list[Photo]:
     top = root / split if listing.is_dir(root / split) else root
     images = sorted(listing.patiently(os.path.join(top, ""), lambda: list(_images(top))))
     if not images:
-        raise InputError(f"no images in {top}", f"Known endings: {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise InputError(f"no images in {top}", f"Known endings: {', '.join(sorted(PICTURES))}.")
     if share:
         images = [one for one in images if holdout.split_of("/".join(one[0]), share) == split]
     above = top.relative_to(root).parts
@@ -96,7 +96,7 @@ def _images(top: Path) -> Iterator[tuple[tuple[str, ...], bool]]:
         parts, present = Path(place).relative_to(top).parts, set(names)
         for name in names:
             stem, suffix = os.path.splitext(name)
-            if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+            if suffix.lower() in PICTURES and not name.startswith("."):
                 yield (*parts, name), f"{stem}.txt" in present
 
 
