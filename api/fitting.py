@@ -68,7 +68,7 @@ def fit(
     asked, kept = setups.read(recipe), loggers.chosen(log or workspace.settings.defaults.log)
     chosen = data_of(data or asked.dataset, workspace)
     data = dataset_name(chosen)
-    config = load_recipe(recipe, _settings(settings, level, resident, deterministic))
+    config = load_recipe(recipe, settings_of(settings, level, resident, deterministic))
     store, spec, named = store_named(backbone or asked.backbone, config.level, "float16", workspace)
     shown = spec.backbone if named in ("", spec.folder) else named
     train, validation = pairs_of(data, config.data.train, config.data.validation, workspace, shown)
@@ -89,7 +89,7 @@ def fit(
     return result
 
 
-def _settings(settings: Settings, level: str, resident: str, deterministic: bool) -> list[str]:
+def settings_of(settings: Settings, level: str, resident: str, deterministic: bool) -> list[str]:
     """All settings as `key=value`, what has a name of its own last."""
     told = list(_flat(settings)) if isinstance(settings, Mapping) else listed(settings)
     told += [f"data.resident={resident}"] if resident else []

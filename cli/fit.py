@@ -50,6 +50,7 @@ def fit(
     from .. import api, console
     from ..align import processes, setups
     from ..align.recipe import load_recipe
+    from ..api.fitting import settings_of
     from ..console import steps
     from ..pipeline.naming import dataset_name
 
@@ -59,9 +60,7 @@ def fit(
     if recipe != "all":
         more["seed"] = str(load_recipe(recipe, list(set_ or ())).seed)
     chosen, dataset = choose(workspace, backbone or asked.backbone, data or asked.dataset, more)
-    settings = [*(set_ or ()), *([f"data.resident={resident}"] if resident else [])]
-    settings += ["deterministic=true"] if deterministic else []
-    settings += [f"level={level}"] if level else []
+    settings = settings_of(set_ or (), level, resident, deterministic)
     if recipe == "all":
         table.fit_all(workspace, dataset, backbone, settings, device, dry_run, as_json)
         return
@@ -76,7 +75,6 @@ def fit(
             workspace=workspace, progress=fitting.tick, devices=devices, nodes=nodes, log=log or (),
         )  # fmt: skip
     if processes.first():
-        workspace.remember(chosen, dataset)
         console.show_run(run, as_json)
         if not as_json:
             steps.after_fit(run.run_dir, dataset_name(dataset), work, level or "tokens")
